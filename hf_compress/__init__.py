@@ -1,0 +1,66 @@
+"""hf_compress: distil, prune, shrink, quantize, measure and push Hugging Face models, in the Trainer you have.
+
+Names are loaded on first use (PEP 562), so importing this package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CompressionConfig": "config",
+    "DistillationConfig": "distillation.config",
+    "PruningConfig": "pruning.config",
+    "QuantizationConfig": "quantization.config",
+    "CompressionMixin": "training.mixin",
+    "CompressionTrainer": "training.trainer",
+    "DistillationTrainer": "training.trainer",
+    "PruningTrainer": "training.trainer",
+    "PruningCallback": "pruning.callback",
+    "inspect_model": "architecture.capability",
+    "shrink": "architecture.shrink",
+    "quantize": "quantization.bnb",
+    "measure": "measure.api",
+    "compare": "report.compare",
+    "create_card": "hub.card",
+    "push": "hub.push",
+    "run_recipe": "recipes.recipe",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from hf_compress.architecture.capability import inspect_model as inspect_model
+    from hf_compress.architecture.shrink import shrink as shrink
+    from hf_compress.config import CompressionConfig as CompressionConfig
+    from hf_compress.distillation.config import DistillationConfig as DistillationConfig
+    from hf_compress.hub.card import create_card as create_card
+    from hf_compress.hub.push import push as push
+    from hf_compress.measure.api import measure as measure
+    from hf_compress.pruning.callback import PruningCallback as PruningCallback
+    from hf_compress.pruning.config import PruningConfig as PruningConfig
+    from hf_compress.quantization.bnb import quantize as quantize
+    from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
+    from hf_compress.recipes.recipe import run_recipe as run_recipe
+    from hf_compress.report.compare import compare as compare
+    from hf_compress.training.mixin import CompressionMixin as CompressionMixin
+    from hf_compress.training.trainer import CompressionTrainer as CompressionTrainer
+    from hf_compress.training.trainer import DistillationTrainer as DistillationTrainer
+    from hf_compress.training.trainer import PruningTrainer as PruningTrainer
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds a public name, on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

@@ -1,0 +1,163 @@
+"""What every config shares: frozen, all problems reported at once, plain dicts in and out.
+
+Level: base. A config is a frozen dataclass that inherits `Options` and yields its problems from `problems()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_compress.errors import ConfigError, did_you_mean
+
+SelfOptions = TypeVar("SelfOptions", bound="Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of all configs: validation at construction and conversion to and from plain data."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            # JSON and YAML have lists, frozen configs have tuples.
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        problems = list(self._type_problems())
+        # Range checks assume the right types, so they run only when the types are right.
+        problems = problems or list(self.problems())
+        if problems:
+            raise ConfigError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each value that is out of range or contradicts another."""
+        return iter(())
+
+    def _type_problems(self) -> Iterator[str]:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _matches(value, hints[field.name]):
+                yield f"{field.name} must be {_describe(hints[field.name])}, found {value!r}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as nested plain data (dicts, lists, numbers, strings)."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls: type[SelfOptions], data: Mapping[str, Any]) -> SelfOptions:
+        """Build from plain data, such as `to_dict` gives.
+
+        Raises:
+            ConfigError: for unknown keys (with the near name) and for every invalid value, all at once.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{cls.__name__}: expected a mapping of options, found {type(data).__name__}")
+        hints = typing.get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls)]
+        problems = [f"unknown option {key!r}{did_you_mean(key, names)}" for key in data if key not in names]
+        values = {}
+        for key in names:
+            if key not in data:
+                continue
+            nested = _nested_options(hints[key])
+            try:
+                is_plain = nested is not None and isinstance(data[key], Mapping)
+                values[key] = nested.from_dict(data[key]) if nested is not None and is_plain else data[key]
+            except ConfigError as error:
+                problems.append(str(error))
+        try:
+            built = cls(**values)
+        except ConfigError as error:
+            problems.append(str(error).removeprefix(f"{cls.__name__}: "))
+        except TypeError as error:
+            problems.append(str(error).removeprefix(f"{cls.__name__}.__init__() "))
+        if problems:
+            raise ConfigError(f"{cls.__name__}: " + "; ".join(problems))
+        return built
+
+    def to_json(self) -> str:
+        """Return the options as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_yaml(self) -> str:
+        """Return the options as YAML."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write to `path`: YAML if it ends in .yaml or .yml, otherwise JSON."""
+        is_yaml = Path(path).suffix in (".yaml", ".yml")
+        Path(path).write_text(self.to_yaml() if is_yaml else self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls: type[SelfOptions], path: str | Path) -> SelfOptions:
+        """Read what `save` wrote, or any JSON or YAML file with these options."""
+        return cls.from_dict(read_data_file(path))
+
+
+def read_data_file(path: str | Path) -> Any:
+    """Return the plain data in a JSON or YAML file (told apart by its ending).
+
+    Raises:
+        ConfigError: if there is no such file or it does not parse.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Options):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+def _nested_options(hint: Any) -> type[Options] | None:
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and issubclass(candidate, Options):
+            return candidate
+    return None
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if args:  # a union, X | None
+        return any(_matches(value, a) for a in args)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return value is None if hint is type(None) else isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {args[0].__name__}"
+    if args:
+        return " or ".join(_describe(a) for a in args)
+    return {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}.get(
+        hint, "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+    )

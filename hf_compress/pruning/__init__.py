@@ -1,0 +1,1 @@
+"""Zeroing weights and units gradually."""

@@ -1,0 +1,1 @@
+"""Storing weights in few bits."""
