@@ -69,6 +69,8 @@ class Options:
                 values[key] = nested.from_dict(data[key]) if nested is not None and is_plain else data[key]
             except ConfigError as error:
                 problems.append(str(error))
+                # A stand-in, so that the checks of this level still run and see that the part was given.
+                values[key] = nested() if nested is not None else None
         try:
             built = cls(**values)
         except ConfigError as error:
