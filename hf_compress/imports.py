@@ -6,7 +6,7 @@ Level: base.
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
+from functools import cache
 
 from hf_compress.errors import MissingDependencyError
 
@@ -14,7 +14,7 @@ from hf_compress.errors import MissingDependencyError
 _PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_available(package: str) -> bool:
     """Say whether `package` (its import name) is installed."""
     return importlib.util.find_spec(package) is not None

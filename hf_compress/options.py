@@ -65,19 +65,19 @@ class Options:
                 continue
             nested = _nested_options(hints[key])
             try:
-                is_plain = nested is not None and isinstance(data[key], Mapping)
-                values[key] = nested.from_dict(data[key]) if nested is not None and is_plain else data[key]
+                values[key] = _build(nested, data[key]) if nested is not None else data[key]
             except ConfigError as error:
                 problems.append(str(error))
                 # A stand-in, so that the checks of this level still run and see that the part was given.
-                values[key] = nested() if nested is not None else None
+                values[key] = nested() if nested is not None and _has_defaults(nested) else None
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and not _has_default(f)]
+        problems += [f"{name!r} is missing" for name in missing]
+        is_whole = not missing and None not in [values[k] for k in values if data[k] is not None]
         try:
-            built = cls(**values)
+            built = cls(**values) if is_whole else None
         except ConfigError as error:
             problems.append(str(error).removeprefix(f"{cls.__name__}: "))
-        except TypeError as error:
-            problems.append(str(error).removeprefix(f"{cls.__name__}.__init__() "))
-        if problems:
+        if problems or built is None:
             raise ConfigError(f"{cls.__name__}: " + "; ".join(problems))
         return built
 
@@ -118,6 +118,31 @@ def read_data_file(path: str | Path) -> Any:
         raise ConfigError(f"there is no file {path}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _has_defaults(options: type[Options]) -> bool:
+    return all(_has_default(f) for f in dataclasses.fields(options))
+
+
+def _build(options: type[Options], data: Any) -> Any:
+    """Build nested options from a mapping, or a tuple of them from a list of mappings."""
+    if isinstance(data, Mapping):
+        return options.from_dict(data)
+    if not isinstance(data, (list, tuple)):
+        return data
+    built, problems = [], []
+    for item in data:
+        try:
+            built.append(options.from_dict(item) if not isinstance(item, options) else item)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return tuple(built)
 
 
 def _plain(value: Any) -> Any:

@@ -54,3 +54,8 @@ class PruningConfig(Options):
                 f"scope='global' gives layers different widths, which no config can say, so structure="
                 f"{self.structure!r} needs scope='uniform'"
             )
+        if self.structure != "unstructured" and (self.include or self.exclude):
+            yield (
+                f"include and exclude choose single weights, so they go with structure='unstructured' only, not with "
+                f"{self.structure!r}, which has the same width in all layers"
+            )

@@ -1,0 +1,252 @@
+"""`inspect_model`: what can be removed from a model so that stock transformers still loads it, and what cannot.
+
+Level: state. Nothing is loaded but the config; sizes are counted on the meta device, so they are exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hf_compress.architecture import probing
+from hf_compress.architecture.anatomy import Anatomy, Axis, parameters_per_unit, probe
+from hf_compress.architecture.kept import width_of
+from hf_compress.errors import ArchitectureError
+
+_FRACTIONS = (0.75, 0.5, 0.25)
+_FLOAT32_BYTES = 4
+# Offered by `shrink` in this version; the other axes are found too, and reported as not offered.
+_OFFERED = ("ffn", "layers")
+_TITLES = {
+    "ffn": "feed-forward width",
+    "layers": "layers",
+    "heads": "attention heads",
+    "kv_heads": "key-value heads",
+    "width": "hidden width",
+    "vocabulary": "vocabulary",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The exact size of the model after one axis was shrunk.
+
+    Args:
+        field: the config field.
+        size: its new value.
+        parameters: what then remains, tied ones once.
+        bytes: the same at float32.
+    """
+
+    field: str
+    size: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class AxisReport:
+    """What can be done along one axis.
+
+    Args:
+        name: "ffn", "layers", "heads", "kv_heads", "width" or "vocabulary".
+        field: the config field that says its size.
+        size: its value now.
+        smallest: the smallest legal value; `size` where nothing can be removed in this version.
+        parameters_per_unit: what one unit costs in the whole model (for layers: the last layer).
+        is_offered: whether `shrink` can remove units of it in this version.
+        note: what to know before choosing a size.
+        predictions: exact sizes at 75, 50 and 25 %.
+    """
+
+    name: str
+    field: str
+    size: int
+    smallest: int
+    parameters_per_unit: int
+    is_offered: bool
+    note: str
+    predictions: tuple[Prediction, ...] = ()
+
+
+@dataclass(frozen=True)
+class CapabilityReport:
+    """What is known of a model before anything is changed.
+
+    Args:
+        model_class: name of its class.
+        model_type: as its config says.
+        parameters: number of parameters, tied ones once.
+        bytes: the same at float32.
+        axes: what its config can make smaller.
+        fixed: what cannot be removed -> why.
+    """
+
+    model_class: str
+    model_type: str
+    parameters: int
+    bytes: int
+    axes: tuple[AxisReport, ...]
+    fixed: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """Return the report as a table for a terminal."""
+        return "\n".join(_lines(self))
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def inspect_model(model: Any) -> CapabilityReport:
+    """Return what can be removed from a model and still load plainly, with the exact sizes that follow.
+
+    Args:
+        model: a transformers model, a config, or a Hub id or folder, of which only the config is read.
+
+    Raises:
+        ArchitectureError: if it is none of these, or cannot be built from its config.
+    """
+    subject: Any = model if isinstance(model, nn.Module) else _from_config(model)
+    anatomy = probe(subject)
+    config, total = subject.config, probing.count(anatomy.shapes)
+    named = [axis for axis in anatomy.axes if axis.name in _TITLES]
+    return CapabilityReport(
+        model_class=type(subject).__name__,
+        model_type=str(getattr(config, "model_type", "")),
+        parameters=total,
+        bytes=total * _FLOAT32_BYTES,
+        axes=tuple(_axis_report(axis, anatomy, type(subject), config) for axis in sorted(named, key=_order)),
+        fixed=_fixed(anatomy, config),
+    )
+
+
+def _from_config(source: Any) -> nn.Module:
+    import transformers
+
+    config = source
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            config = transformers.AutoConfig.from_pretrained(source)
+        except (OSError, ValueError, KeyError) as error:
+            raise ArchitectureError(
+                f"expected the id or folder of a transformers model, found {str(source)!r}: {error}"
+            ) from error
+    if not isinstance(config, transformers.PretrainedConfig):
+        raise ArchitectureError(
+            f"expected a transformers model, a config, or a Hub id or folder, found {type(source).__name__}"
+        )
+    for name in getattr(config, "architectures", None) or ():
+        model_class = getattr(transformers, name, None)
+        if model_class is not None:
+            return _build(model_class, config)
+    try:
+        with probing.quiet():
+            return _build(transformers.MODEL_MAPPING[type(config)], config)
+    except KeyError as error:
+        raise ArchitectureError(
+            f"expected a config of an architecture in transformers, found {type(config).__name__}; its own code is "
+            "not run here, so load the model and pass it"
+        ) from error
+
+
+def _build(model_class: Any, config: Any) -> nn.Module:
+    # Some configs map to several classes (one per task head); the first is the plain one.
+    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
+    probing.base_shapes(model_class, config)
+    return probing.build(model_class, config)
+
+
+def _order(axis: Axis) -> int:
+    return list(_TITLES).index(axis.name)
+
+
+def _axis_report(axis: Axis, anatomy: Anatomy, model_class: type, config: Any) -> AxisReport:
+    is_offered = axis.name in _OFFERED
+    return AxisReport(
+        name=axis.name,
+        field=axis.field,
+        size=axis.size,
+        smallest=1 if is_offered else axis.size,
+        parameters_per_unit=parameters_per_unit(axis, anatomy),
+        is_offered=is_offered,
+        note=_note(axis),
+        predictions=_predict(axis, model_class, config) if is_offered else (),
+    )
+
+
+def _note(axis: Axis) -> str:
+    if axis.name == "ffn":
+        return "one width for all layers; multiples of 8 are fastest on GPUs"
+    if axis.name == "layers":
+        return "whole layers; the last one stays"
+    return "the config can say it, but it is not offered in this version"
+
+
+def _predict(axis: Axis, model_class: type, config: Any) -> tuple[Prediction, ...]:
+    found = []
+    for size in dict.fromkeys(width_of(fraction, axis.size) for fraction in _FRACTIONS):
+        shapes = probing.try_shapes(model_class, probing.with_fields(config, {axis.field: size}))
+        if size < axis.size and not isinstance(shapes, str):
+            total = probing.count(shapes)
+            found.append(Prediction(axis.field, size, total, total * _FLOAT32_BYTES))
+    return tuple(found)
+
+
+def _fixed(anatomy: Anatomy, config: Any) -> dict[str, str]:
+    """Return why the axes that people ask for are not there, by the standard names that configs map theirs to."""
+    aliases = getattr(config, "attribute_map", {})
+    reasons = {}
+    for name, standard in (
+        ("heads", "num_attention_heads"),
+        ("ffn", "intermediate_size"),
+        ("layers", "num_hidden_layers"),
+    ):
+        if anatomy.named(name):
+            continue
+        own = aliases.get(standard, standard)
+        fields = [f for f in (*anatomy.fixed, *(a.field for a in anatomy.axes)) if f.rpartition(".")[2] == own]
+        reasons[name] = "; ".join(_reason(anatomy, f) for f in fields) or "the config has no field for it"
+    return reasons
+
+
+def _reason(anatomy: Anatomy, field: str) -> str:
+    why = anatomy.fixed.get(field)
+    if why == "changes no shape":
+        return f"{field} changes no shape, so the config cannot say that some are gone"
+    if why is not None:
+        return f"{field} {why}"
+    return (
+        f"{field} changes the size of each part instead of removing whole ones, or parts that this version cannot cut"
+    )
+
+
+def _lines(report: CapabilityReport) -> list[str]:
+    lines = [
+        f"{report.model_class} ({report.model_type}): {report.parameters:,} parameters, "
+        f"{report.bytes / 1e6:,.1f} MB at float32",
+        "",
+        f"{'what':<20}{'config field':<28}{'now':>8}{'legal':>14}{'per unit':>14}  note",
+    ]
+    for axis in report.axes:
+        legal = f"{axis.smallest}-{axis.size}" if axis.is_offered else "-"
+        lines.append(
+            f"{_TITLES[axis.name]:<20}{axis.field:<28}{axis.size:>8,}{legal:>14}{axis.parameters_per_unit:>14,}  "
+            f"{axis.note}"
+        )
+    lines += [f"{_TITLES[name]:<20}cannot be removed: {why}" for name, why in report.fixed.items()]
+    predictions = [(axis, prediction) for axis in report.axes for prediction in axis.predictions]
+    if predictions:
+        lines += ["", f"{'after shrinking':<48}{'to':>8}{'parameters':>14}{'MB':>10}{'share':>8}"]
+    for axis, p in predictions:
+        what = f"{_TITLES[axis.name]} ({p.field})"
+        share = p.parameters / max(report.parameters, 1)
+        lines.append(f"{what:<48}{p.size:>8,}{p.parameters:>14,}{p.bytes / 1e6:>10,.1f}{share:>8.0%}")
+    return lines

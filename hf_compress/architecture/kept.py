@@ -1,0 +1,173 @@
+"""What stays of each axis: turns the options of `shrink` into indices, or refuses them.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from hf_compress.architecture.anatomy import Anatomy, Axis
+from hf_compress.architecture.units import nonzero_units, unit_scores
+from hf_compress.errors import ArchitectureError, did_you_mean
+
+# None, a whole number, a fraction, a list of indices (of lists, for units), or a dict from config field to these.
+Amount: TypeAlias = Any
+
+
+def choose_layers(anatomy: Anatomy, layers: Amount) -> dict[Axis, list[int]]:
+    """Return the indices of the layers that stay, for each stack that was asked for.
+
+    Raises:
+        ArchitectureError: if the model has no such stack, or the number or an index is illegal.
+    """
+    if layers is None:
+        return {}
+    axes = [axis for axis in anatomy.named("layers") if axis.size > 1] or list(anatomy.named("layers"))
+    chosen = _by_axis("layers", axes, layers)
+    if not isinstance(layers, Mapping) and len(axes) > 1:
+        fields = {axis.field: axis.size for axis in axes}
+        raise ArchitectureError(
+            f"layers: expected a dict from config field to layers, since this model has {len(axes)} stacks "
+            f"({fields}), found {layers!r}; write for example layers={{{axes[0].field!r}: {axes[0].size - 1}}}"
+        )
+    return {axis: _layer_indices(axis, value) for axis, value in chosen.items()}
+
+
+def choose_units(
+    anatomy: Anatomy, ffn: Amount, parameters: Mapping[str, torch.Tensor], removed: Collection[str]
+) -> dict[Axis, list[torch.Tensor]]:
+    """Return the kept units of each group of each feed-forward axis, ascending, all of one length.
+
+    Args:
+        anatomy: of the model.
+        ffn: as in `shrink`.
+        parameters: of the model, by full name.
+        removed: names of groups whose layer goes; they have no say in the common width.
+
+    Raises:
+        ArchitectureError: if the model has no such axis, or the number or a unit is illegal.
+    """
+    axes = list(anatomy.named("ffn"))
+    if ffn is None:
+        return {axis: _without_zeros(axis, parameters, removed) for axis in axes}
+    if isinstance(ffn, Sequence) and not isinstance(ffn, str) and len(axes) > 1:
+        raise ArchitectureError(
+            f"ffn: expected a dict from config field to lists of units, since this model has {len(axes)} fields "
+            f"({', '.join(axis.field for axis in axes)}), found one list"
+        )
+    return {axis: _unit_indices(axis, value, parameters) for axis, value in _by_axis("ffn", axes, ffn).items()}
+
+
+def _by_axis(option: str, axes: list[Axis], value: Amount) -> dict[Axis, Amount]:
+    what = {"ffn": "a feed-forward width", "layers": "a number of layers"}[option]
+    if not axes:
+        raise ArchitectureError(
+            f"{option}: expected {what} that the config can change, found none; see inspect_model(model)"
+        )
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(axes, value)
+    known = {axis.field: axis for axis in axes}
+    for name in value:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ArchitectureError(f"{option}: expected one of {', '.join(known)}, found {name!r}{near}")
+    return {known[name]: amount for name, amount in value.items()}
+
+
+def _layer_indices(axis: Axis, value: Amount) -> list[int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        _check_number("layers", axis, value)
+        return evenly_spaced(value, axis.size)
+    if not isinstance(value, (list, tuple, range)):
+        raise ArchitectureError(
+            f"layers: expected a whole number from 1 to {axis.size} or a list of indices, found {value!r}"
+        )
+    return _check_indices("layers", axis, list(value))
+
+
+def evenly_spaced(number: int, size: int) -> list[int]:
+    """Return `number` of `size` indices at equal distances, first and last included; one: the last.
+
+    The head was trained on the outputs of the last layer, so that is never the one that goes.
+    """
+    if number == 1:
+        return [size - 1]
+    # The nearest index; halves go down, where layers do more of the work.
+    return [(2 * i * (size - 1) + number - 2) // (2 * (number - 1)) for i in range(number)]
+
+
+def width_of(fraction: float, size: int) -> int:
+    """Return the number of units that a fraction of `size` means, at least 1."""
+    return max(1, round(fraction * size))
+
+
+def _unit_indices(axis: Axis, value: Amount, parameters: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    if isinstance(value, float):
+        if not 0 < value < 1:
+            raise ArchitectureError(
+                f"ffn: expected a fraction above 0 and below 1, found {value}; nearest legal: "
+                f"{1 / axis.size if value <= 0 else (axis.size - 1) / axis.size:.4g}"
+            )
+        value = width_of(value, axis.size)
+    if isinstance(value, int) and not isinstance(value, bool):
+        _check_number("ffn", axis, value)
+        return [_strongest(unit_scores(group, parameters), value) for group in axis.groups]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ArchitectureError(
+            f"ffn: expected a whole number from 1 to {axis.size}, a fraction or a list of units per layer, "
+            f"found {value!r}"
+        )
+    return _explicit_units(axis, value)
+
+
+def _explicit_units(axis: Axis, value: Sequence[Any]) -> list[torch.Tensor]:
+    if len(value) != len(axis.groups):
+        raise ArchitectureError(
+            f"ffn: expected a list of units for each of {len(axis.groups)} layers, found {len(value)}"
+        )
+    units = [_check_indices("ffn", axis, torch.as_tensor(layer).tolist()) for layer in value]
+    lengths = sorted({len(layer) for layer in units})
+    if len(lengths) > 1:
+        raise ArchitectureError(
+            f"ffn: expected the same number of units in every layer, because {axis.field} is one number, found "
+            f"{lengths}; nearest legal: {lengths[-1]} in each"
+        )
+    return [torch.tensor(layer) for layer in units]
+
+
+def _check_number(option: str, axis: Axis, value: int) -> None:
+    if not 1 <= value <= axis.size:
+        raise ArchitectureError(
+            f"{option}: expected a whole number from 1 to {axis.size} ({axis.field}), found {value}; nearest legal: "
+            f"{min(max(value, 1), axis.size)}"
+        )
+
+
+def _check_indices(option: str, axis: Axis, value: Any) -> list[int]:
+    is_list = isinstance(value, list) and all(type(i) is int for i in value)
+    if not is_list or not value or sorted(set(value)) != value or not 0 <= value[0] <= value[-1] < axis.size:
+        shown = f"{value[:8]} and {len(value) - 8} more" if is_list and len(value) > 8 else f"{value!r}"
+        legal = sorted({min(max(i, 0), axis.size - 1) for i in value}) if is_list else []
+        nearest = f"; nearest legal: {legal}" if 0 < len(legal) <= 16 else ""
+        raise ArchitectureError(
+            f"{option}: expected ascending, distinct indices from 0 to {axis.size - 1} ({axis.field}), at least one, "
+            f"found {shown}{nearest}"
+        )
+    return list(value)
+
+
+def _strongest(scores: torch.Tensor, number: int) -> torch.Tensor:
+    # Stable: among equals the first units stay, on every machine.
+    return torch.argsort(scores, descending=True, stable=True)[:number].sort().values.cpu()
+
+
+def _without_zeros(axis: Axis, parameters: Mapping[str, torch.Tensor], removed: Collection[str]) -> list[torch.Tensor]:
+    alive = [nonzero_units(group, parameters).cpu() for group in axis.groups]
+    counts = [int(a.sum()) for group, a in zip(axis.groups, alive, strict=True) if group.name not in removed]
+    width = max([1, *counts])
+    # A layer that needs fewer keeps zero units up to the common width; the ones that go are all zero.
+    return [_strongest(a.float(), width) for a in alive]

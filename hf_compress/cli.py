@@ -1,0 +1,219 @@
+"""`hf-compress`: parse, make one call, print text or one JSON.
+
+Level: outside. torch is imported by the call, never by `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_compress import __version__
+from hf_compress.errors import HfCompressError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 refused or failed, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.call(arguments)
+    except HfCompressError as error:
+        print(f"hf-compress {arguments.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"hf-compress {arguments.verb}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-compress", description="Distil, prune, shrink, quantize, measure and push Hugging Face models."
+    )
+    parser.add_argument("--version", action="version", version=f"hf_compress {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (_add_run, _add_inspect, _add_quantize, _add_measure, _add_compare, _add_card, _add_push):
+        add(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, summary: str, call: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(call=call)
+    return parser
+
+
+def _print(result: Any, as_json: bool, text: str | None = None) -> None:
+    print(json.dumps(result, indent=2) if as_json else text if text is not None else result)
+
+
+def _add_run(verbs: Any) -> None:
+    parser = _verb(verbs, "run", "run a recipe, or go on with one that was interrupted", _run)
+    parser.add_argument("recipe", help="a YAML file, or the name of a built-in recipe (digits)")
+    parser.add_argument("--output-dir", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override an option, e.g. --set stages.teacher.arguments.max_steps=10; repeatable",
+    )  # fmt: skip
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from hf_compress.recipes.recipe import run_recipe
+
+    folder = run_recipe(arguments.recipe, arguments.output_dir, overrides=arguments.overrides)
+    print(f"{folder}: README.md is the card, records/ has every number")
+
+
+def _add_inspect(verbs: Any) -> None:
+    parser = _verb(verbs, "inspect", "say what can be removed from a model and still load plainly", _inspect)
+    parser.add_argument("model", help="a folder or a Hub id; only its config is read")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from hf_compress.architecture.capability import inspect_model
+
+    report = inspect_model(arguments.model)
+    _print(report.to_dict(), arguments.json, report.to_text())
+
+
+def _add_quantize(verbs: Any) -> None:
+    from hf_compress.quantization.config import DTYPES, SCHEMES
+
+    parser = _verb(verbs, "quantize", "quantize a saved model with bitsandbytes", _quantize)
+    parser.add_argument("source", help="folder of a plain model")
+    parser.add_argument("output", help="folder to make")
+    parser.add_argument("--scheme", choices=SCHEMES, default="int8", help="default: int8")
+    parser.add_argument("--skip-modules", nargs="+", default=[], metavar="NAME", help="modules left alone")
+    parser.add_argument("--no-double-quant", action="store_true", help="4-bit: keep block scales in 32 bit")
+    parser.add_argument("--compute-dtype", choices=DTYPES, default="float32", help="4-bit: default float32")
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    from hf_compress.quantization.bnb import quantize
+    from hf_compress.quantization.config import QuantizationConfig
+
+    config = QuantizationConfig(
+        scheme=arguments.scheme,
+        skip_modules=tuple(arguments.skip_modules),
+        double_quant=not arguments.no_double_quant,
+        compute_dtype=arguments.compute_dtype,
+    )
+    print(quantize(arguments.source, arguments.output, config))
+
+
+def _add_measure(verbs: Any) -> None:
+    parser = _verb(verbs, "measure", "measure saved models beside each other; the first is the baseline", _measure)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, or NAME=FOLDER")
+    parser.add_argument("--recipe", help="take task and data for the quality from this recipe")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32], metavar="N", help="default: 1 32")
+    parser.add_argument("--length", type=int, help="tokens per text, audio samples or image side when timing")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (a process a model)")
+    parser.add_argument("--output-dir", help="write a record per model here")
+    parser.add_argument("--json", action="store_true", help="print the records")
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from hf_compress.measure.api import measure
+    from hf_compress.report.tables import compare_table
+
+    quality: dict[str, Any] = {}
+    if arguments.recipe is not None:
+        from hf_compress.recipes.recipe import load_recipe
+        from hf_compress.recipes.tasks import build_task
+
+        pairs = [m.partition("=") for m in arguments.models]
+        task = build_task(load_recipe(arguments.recipe).task, pairs[0][2] or pairs[0][0])
+        quality = {"evaluate": task.evaluate, "dataset": task.dataset}
+    records = measure(
+        _named(arguments.models),
+        batch_sizes=arguments.batch_sizes,
+        length=arguments.length,
+        memory=not arguments.no_memory,
+        output_dir=arguments.output_dir,
+        command="hf-compress measure",
+        **quality,
+    )
+    _print([r.to_dict() for r in records], arguments.json, compare_table(records))
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    pairs = [m.partition("=") for m in models]
+    return {name if folder else Path(name).resolve().name: folder or name for name, _, folder in pairs}
+
+
+def _add_compare(verbs: Any) -> None:
+    parser = _verb(verbs, "compare", "print the table of records, and draw quality against size and latency", _compare)
+    parser.add_argument("records", help="folder of records (*.json), or of a run")
+    parser.add_argument("--output-dir", help="write comparison.md and the pictures here")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from hf_compress.report.compare import compare
+
+    print(compare(_records_folder(arguments.records), arguments.output_dir))
+
+
+def _records_folder(place: str) -> Path:
+    inner = Path(place) / "records"
+    return inner if inner.is_dir() else Path(place)
+
+
+def _add_card(verbs: Any) -> None:
+    parser = _verb(verbs, "card", "write the model card of a model folder from records", _card)
+    parser.add_argument("folder", help="the model folder; README.md goes there")
+    parser.add_argument("records", help="folder of records (*.json), or of a run")
+    parser.add_argument("--name", help="model name (default: the folder's)")
+    parser.add_argument("--base-model", help="Hub id of what the model was made from")
+    parser.add_argument("--license", help="licence id, e.g. apache-2.0")
+    parser.add_argument("--language", nargs="+", default=[], help="language codes")
+    parser.add_argument("--datasets", nargs="+", default=[], help="Hub ids of the training data")
+    parser.add_argument("--pictures", nargs="+", default=[], help="PNG files to show")
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    from hf_compress.hub.card import CardInfo, create_card
+    from hf_compress.measure.record import load_records
+
+    info = CardInfo(
+        model_name=arguments.name or Path(arguments.folder).resolve().name,
+        base_model=arguments.base_model,
+        license=arguments.license,
+        language=tuple(arguments.language),
+        datasets=tuple(arguments.datasets),
+    )
+    records = load_records(_records_folder(arguments.records))
+    print(create_card(arguments.folder, records, info=info, pictures=arguments.pictures))
+
+
+def _add_push(verbs: Any) -> None:
+    parser = _verb(verbs, "push", "upload a model folder in one commit, without pickles, tokens or home paths", _push)
+    parser.add_argument("folder", help="the model folder")
+    parser.add_argument("repo_id", help="NAME or OWNER/NAME")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be sent")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
+    parser.add_argument("--revision", help="branch to commit to")
+    parser.add_argument("--message", help="title of the commit")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from hf_compress.hub.push import push
+
+    result = push(
+        arguments.folder,
+        arguments.repo_id,
+        private=arguments.private,
+        revision=arguments.revision,
+        commit_message=arguments.message,
+        dry_run=arguments.dry_run,
+    )
+    _print(result.to_dict(), arguments.json, result.to_text())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""`Teacher`: a frozen model as a source of logits, checked against its student before training.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_compress.errors import TeacherError
+
+# A vocabulary padded to a multiple of 64 or 128 differs by far less than another tokenizer's does.
+_LARGEST_VOCABULARY_PADDING = 0.01
+
+
+class Teacher:
+    """A model in evaluation mode that is asked for logits without gradients.
+
+    Args:
+        model: the teacher; it is put into evaluation mode.
+        device: where to run it; a model that is quantized or split over devices stays where it is.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
+        movable = not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None
+        self.model = model.to(device) if device is not None and movable else model
+        self.model.eval()
+        self._accepts = set(inspect.signature(model.forward).parameters)
+        self._needs_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+    @torch.no_grad()
+    def logits(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Return the logits for a batch of the student's inputs; what the teacher does not know is left out.
+
+        Raises:
+            TeacherError: if the output has no logits.
+        """
+        # Encoder-decoders make their decoder inputs from the labels.
+        keep_labels = self._needs_labels and inputs.get("decoder_input_ids") is None
+        chosen = {k: v for k, v in inputs.items() if k in self._accepts and (k != "labels" or keep_labels)}
+        # A teacher that the student's training touched (a shared module) could have been put into training mode.
+        self.model.eval()
+        output = self.model(**chosen)
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        if logits is None:
+            raise TeacherError(
+                f"the teacher ({type(self.model).__name__}) returned no logits; load it with the head of the "
+                "student's task (an AutoModelFor... class)"
+            )
+        return logits
+
+
+def load_teacher_model(source: str | Path) -> nn.Module:
+    """Load a teacher from a Hub id or a folder, with the class that its config names.
+
+    Raises:
+        TeacherError: if the config names no class of transformers.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source)
+    names = config.architectures or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        raise TeacherError(
+            f"the config of teacher {Path(source).name!r} names no class of transformers (architectures={names}); "
+            "load the model yourself and pass it as teacher"
+        )
+    return model_class.from_pretrained(source)
+
+
+def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    """Make sure that the logits of both mean the same.
+
+    Raises:
+        TeacherError: if they are one object, or their labels or vocabularies differ.
+    """
+    if teacher is student:
+        raise TeacherError("teacher and student are the same object; pass a copy (copy.deepcopy) as teacher")
+    ours, theirs = getattr(student, "config", None), getattr(teacher, "config", None)
+    if ours is None or theirs is None:
+        return
+    if _has_vocabulary_head(student) and _has_vocabulary_head(teacher):
+        sizes = ours.get_text_config().vocab_size, theirs.get_text_config().vocab_size
+        if abs(sizes[0] - sizes[1]) > _LARGEST_VOCABULARY_PADDING * max(sizes):
+            raise TeacherError(
+                f"the student's vocabulary has {sizes[0]} entries, the teacher's {sizes[1]}: that is more than "
+                "padding, so their tokenizers differ; take a teacher with the student's tokenizer"
+            )
+    elif not _has_vocabulary_head(student):
+        _check_labels(dict(ours.id2label), dict(theirs.id2label))
+
+
+def _has_vocabulary_head(model: nn.Module) -> bool:
+    get = getattr(model, "get_output_embeddings", None)
+    return get is not None and get() is not None
+
+
+def _check_labels(ours: dict[int, str], theirs: dict[int, str]) -> None:
+    if len(ours) != len(theirs):
+        raise TeacherError(
+            f"the student has {len(ours)} labels {_some(ours)}, the teacher {len(theirs)} {_some(theirs)}; "
+            "take a teacher trained for the same labels"
+        )
+    # Names that nobody chose (LABEL_0 ...) say nothing about meaning.
+    chosen = [names for names in (ours, theirs) if any(n != f"LABEL_{i}" for i, n in names.items())]
+    if len(chosen) == 2 and ours != theirs:
+        same = sorted(ours.values()) == sorted(theirs.values())
+        raise TeacherError(
+            f"the student's labels are {_some(ours)}, the teacher's {_some(theirs)}"
+            + (", the same in another order" if same else "")
+            + "; give both the same id2label"
+        )
+
+
+def _some(labels: dict[int, str]) -> str:
+    names = [labels[i] for i in sorted(labels)]
+    return "(" + ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") + ")"

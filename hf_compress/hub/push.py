@@ -1,0 +1,272 @@
+"""`push`: sends a model folder to the Hub in one commit, or refuses before the first request.
+
+Level: outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_compress.errors import HubError, PushRefusedError
+from hf_compress.hub.scan import Finding, Scan, SentFile, own_tokens, scan_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token=; it needs the right to write"
+ADVICE = {
+    400: "correct what the server says and push again",
+    401: f"the token is missing, wrong or expired; {LOG_IN}",
+    402: "the plan of this account does not allow it; see its billing page",
+    403: "this token may not write there; make one with write rights for that owner, or use another name",
+    404: "there is no such repo, or this token may not see it; check the name and the token",
+    409: "something else changes the repo at this moment; push again",
+    412: "the branch moved meanwhile; push again",
+    413: "a file is larger than the server takes; save the model in smaller shards",
+    429: "too many requests; wait some minutes and push again",
+}
+OUTAGE = "the server is out of order; push again later: what has arrived is not sent twice"
+UNREACHABLE = "check the network, the proxy and HF_ENDPOINT, then push again: what has arrived is not sent twice"
+NOT_A_HUB = "check that HF_ENDPOINT is a Hub and that no proxy answers in its place"
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push sent, or with `dry_run` would send.
+
+    Args:
+        repo_id: the repo, with its owner once it is known.
+        endpoint: the address of the Hub.
+        revision: the branch.
+        dry_run: whether nothing was sent.
+        files: the files, with their sizes.
+        left_out: what stayed here and why.
+        notes: what is missing that readers of the repo would expect.
+        commit_url: address of the commit; None in a dry run.
+        oid: id of the commit; None in a dry run.
+    """
+
+    repo_id: str
+    endpoint: str
+    revision: str
+    dry_run: bool
+    files: tuple[SentFile, ...]
+    left_out: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    commit_url: str | None = None
+    oid: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+    def to_text(self) -> str:
+        """Return the result for a terminal."""
+        verb = "would send" if self.dry_run else "sent"
+        target = f"{self.repo_id} ({self.revision}) at {self.endpoint}"
+        lines = [f"{verb} {len(self.files)} files, {self.size:,} bytes, to {target}"]
+        lines += [f"  {file.path}  {file.size:,}" for file in self.files]
+        lines += [f"left out: {path} ({reason})" for path, reason in self.left_out]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"commit: {self.commit_url}"] if self.commit_url else []
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["files"] = [file._asdict() for file in self.files]
+        plain["left_out"] = [finding._asdict() for finding in self.left_out]
+        return {**plain, "notes": list(self.notes)}
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    dry_run: bool = False,
+) -> PushResult:
+    """Send a model folder to the Hub in one commit, after checking that nothing in it must stay here.
+
+    Args:
+        folder: holds config.json or adapter_config.json.
+        repo_id: "name" or "owner/name"; the repo is made if it is not there.
+        private: whether a new repo is private; True also refuses to push to a public one. None: the account's default.
+        revision: an existing branch; None: the main branch.
+        token: of the Hub; None: the one logged in with.
+        commit_message: title of the commit.
+        dry_run: only say what would be sent; no request is made.
+
+    Returns:
+        What was sent and where to, without the token.
+
+    Raises:
+        PushRefusedError: if the folder is no model or holds what must not leave this machine; no request was made.
+        HubError: if the Hub cannot be reached or does not agree; no commit was made, unless the message says so.
+    """
+    folder = Path(folder)
+    _check_arguments(repo_id, token)
+    scan = scan_folder(_model_folder(folder), [token] if token else [])
+    _refuse(folder, [*scan.refused, *_card_problems(folder)])
+    with _hub_errors(repo_id, token):
+        api = _api(token)
+        notes = tuple(_notes(scan))
+        result = PushResult(repo_id, api.endpoint, revision or "main", dry_run, scan.send, scan.left_out, notes)
+        if dry_run:
+            return result
+        repo_id = _prepare_repo(api, repo_id, private, revision)
+        commit = _commit(api, folder, scan, repo_id, revision, commit_message or "Upload model")
+        return dataclasses.replace(result, repo_id=repo_id, commit_url=str(commit.commit_url), oid=commit.oid)
+
+
+def _check_arguments(repo_id: str, token: str | None) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise HubError("token: expected printable characters without spaces, found others or none; copy it again")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"expected a repo like 'name' or 'owner/name', found {repo_id!r}: {error}") from error
+
+
+def _model_folder(folder: Path) -> Path:
+    found = [name for name in ("config.json", "adapter_config.json") if (folder / name).is_file()]
+    if not found:
+        there = "a folder without them" if folder.is_dir() else "no folder"
+        raise PushRefusedError(
+            f"expected a model folder with config.json or adapter_config.json, found {there}: {folder}; "
+            "save the model there first"
+        )
+    return folder
+
+
+def _refuse(folder: Path, problems: list[Finding]) -> None:
+    if problems:
+        listed = "\n".join(f"  {path}: {reason}" for path, reason in problems)
+        raise PushRefusedError(f"{folder} was not pushed, nothing was sent; {len(problems)} problem(s):\n{listed}")
+
+
+def _card_problems(folder: Path) -> Iterator[Finding]:
+    """Yield what the Hub would refuse in the README's metadata, as far as that shows without asking it."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard((folder / "README.md").read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        return
+    except OSError:
+        return  # the scan reports it
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        yield Finding(
+            "README.md", f"its metadata cannot be read ({reason}); expected plain YAML between two lines of ---"
+        )
+        return
+    for key in ("license", "base_model"):
+        value = getattr(card.data, key)
+        if not all(isinstance(v, str) for v in (value if isinstance(value, list) else [value or ""])):
+            yield Finding("README.md", f"{key}: expected a string or a list of strings, found {value!r}; quote it")
+
+
+def _notes(scan: Scan) -> Iterator[str]:
+    paths = [file.path for file in scan.send]
+    if "README.md" not in paths:
+        yield "there is no README.md: the page of the model will be empty; write a card"
+    if not any(path.endswith((".safetensors", ".onnx", ".bin", ".gguf")) for path in paths):
+        yield "there are no weights"
+
+
+def _api(token: str | None) -> HfApi:
+    from huggingface_hub import HfApi
+
+    # The client reads HF_ENDPOINT when it is imported; what is set now counts.
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None, token=token)
+
+
+def _prepare_repo(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    if revision not in (None, "main"):
+        # A branch is in a repo that exists: making one first would leave it behind, empty, if the branch is missing.
+        api.model_info(repo_id, revision=revision)
+    else:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise HubError(
+            f"expected {repo_id} to be private, found it public; nothing was sent; "
+            "make it private in its settings, use another name, or leave private away"
+        )
+    return repo_id
+
+
+def _commit(api: HfApi, folder: Path, scan: Scan, repo_id: str, revision: str | None, message: str) -> CommitInfo:
+    from huggingface_hub import CommitOperationAdd
+
+    paths = [file.path for file in scan.send]
+    try:
+        operations = [CommitOperationAdd(path, folder / path) for path in paths]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    except ConnectionError as error:
+        # The client does not ask whether a server has Xet; this address, missing, tells that it has not.
+        if "xet-write-token" not in str(error) or "404" not in str(error):
+            raise
+    with contextlib.ExitStack() as stack:
+        # Open files, other than paths, are sent the plain way; nothing was committed before.
+        operations = [CommitOperationAdd(path, stack.enter_context(open(folder / path, "rb"))) for path in paths]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+@contextlib.contextmanager
+def _hub_errors(repo_id: str, token: str | None) -> Iterator[None]:
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except HubError:
+        raise
+    except (httpx.HTTPError, OSError, ValueError, KeyError, RuntimeError) as error:
+        text = f"{repo_id} was not pushed: {_explain(error)}"
+        secrets = [*([token] if token else []), *own_tokens()]
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        # The chain shows the cause's own text, so it is cut where that holds the token.
+        raise HubError(text) from (None if any(s in str(error) for s in secrets) else error)
+
+
+def _explain(error: BaseException) -> str:
+    """Return what went wrong and what to do about it."""
+    from huggingface_hub.utils import HfHubHTTPError, RevisionNotFoundError, httpx
+
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__  # the upload of one file, wrapped by the client
+    said = " ".join(str(error).split())
+    if isinstance(error, RevisionNotFoundError):
+        return f"the branch is not there ({said}); create it first or leave revision away"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return (
+            f"{ADVICE.get(status, OUTAGE if status >= 500 else 'see what the server says')} (status {status}: {said})"
+        )
+    if isinstance(error, httpx.RemoteProtocolError):
+        return f"the connection broke before the answer, so a commit may have been made ({said}); {UNREACHABLE}"
+    if isinstance(error, httpx.HTTPError):
+        return f"the Hub cannot be reached ({said}); {UNREACHABLE}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"the answer is no JSON, as in an outage or from a proxy ({said}); push again later, or {NOT_A_HUB}"
+    if isinstance(error, (ValueError, KeyError)):
+        return f"the Hub did not accept it ({said}); correct the README's metadata if it is named, else {NOT_A_HUB}"
+    if isinstance(error, ConnectionError):
+        return f"the Hub cannot be reached ({said}); {UNREACHABLE}"
+    return f"{type(error).__name__}: {said}; leave the folder unchanged while it is pushed, and push again"

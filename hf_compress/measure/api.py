@@ -1,0 +1,153 @@
+"""`measure`: saved models in, one record each out; all under the same conditions in one run.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hf_compress.errors import ConfigError, did_you_mean
+from hf_compress.measure.config import MeasureSettings
+from hf_compress.measure.environment import environment
+from hf_compress.measure.inputs import dummy_inputs
+from hf_compress.measure.load import load_model, read_config
+from hf_compress.measure.memory import measure_peak_memory
+from hf_compress.measure.notes import honest_notes
+from hf_compress.measure.quality import Evaluate, measure_quality
+from hf_compress.measure.record import Measurement, Record, save_record
+from hf_compress.measure.size import measure_size
+from hf_compress.measure.speed import measure_latency
+
+
+def measure(
+    models: Mapping[str, str | Path] | str | Path,
+    *,
+    evaluate: Evaluate | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    command: str = "",
+    methods: Mapping[str, Mapping[str, Any]] | None = None,
+    output_dir: str | Path | None = None,
+    **settings: Any,
+) -> list[Record]:
+    """Measure size, latency, throughput, peak memory and quality of saved models, on the GPU if there is one.
+
+    Args:
+        models: name -> saved model folder, in the order of the pipeline, or one folder.
+        evaluate: the task's metrics of a loaded model, by name, e.g. {"accuracy": 0.98}; None measures no quality.
+        dataset: id, revision, split and number of samples behind `evaluate`.
+        seed: of the run that made the models.
+        command: that made the models.
+        methods: name -> what was done to that model, as plain data (configs, training arguments).
+        output_dir: where `<name>.json` goes for each model; None writes nothing.
+        **settings: fields of `MeasureSettings`: baseline (default the first model), result (default the last),
+            batch_sizes, length, warmup, rounds, seconds, memory.
+
+    Returns:
+        One record per model, in the order given.
+
+    Raises:
+        ConfigError: if a folder is no saved model, or a setting or name is wrong.
+        UnsupportedError: if a model's class or input is not supported.
+        RecordError: if a metric is not a finite number.
+    """
+    options = MeasureSettings.from_dict(settings)
+    folders = _named_folders(models)
+    roles = _roles(list(folders), options)
+    _check_known(methods or {}, folders)
+    measured = {name: _measure_files(name, folder, options) for name, folder in folders.items()}
+    loaded = {name: load_model(folder) for name, folder in folders.items()}
+    # Described before anything runs, since a forward pass may change quantized modules.
+    what = {
+        name: {"step": step, **(methods or {}).get(name, {}), **_describe(folders[name], model)}
+        for step, (name, model) in enumerate(loaded.items())
+    }
+    for name, times in _measure_speed(loaded, options).items():
+        measured[name] += times
+    for name, model in loaded.items() if evaluate else ():
+        _say(f"{name}: quality")
+        measured[name] += measure_quality(model, evaluate)  # type: ignore[arg-type]
+    place, data = environment(), dict(dataset or {}) if evaluate else {}
+    records = [
+        Record(name, roles[name], tuple(measured[name]), place, data, seed, command, method=what[name])
+        for name in folders
+    ]
+    return _finish(records, output_dir)
+
+
+def _measure_files(name: str, folder: Path, options: MeasureSettings) -> list[Measurement]:
+    _say(f"{name}: size" + (" and memory" if options.memory else ""))
+    found = measure_size(folder)
+    if options.memory:
+        found.append(measure_peak_memory(folder, options.batch_sizes[0], length=options.length))
+    return found
+
+
+def _measure_speed(loaded: Mapping[str, nn.Module], options: MeasureSettings) -> dict[str, list[Measurement]]:
+    _say(f"speed of {', '.join(loaded)}, in turn")
+    return measure_latency(
+        loaded,
+        functools.partial(dummy_inputs, length=options.length),
+        batch_sizes=options.batch_sizes,
+        warmup=options.warmup,
+        rounds=options.rounds,
+        seconds=options.seconds,
+    )
+
+
+def _finish(records: list[Record], output_dir: str | Path | None) -> list[Record]:
+    baseline = next((r for r in records if r.role == "baseline"), None)
+    records = [dataclasses.replace(r, notes=honest_notes(r, baseline)) for r in records]
+    for record in records if output_dir is not None else ():
+        save_record(record, Path(str(output_dir)) / f"{record.model}.json")
+    return records
+
+
+def _named_folders(models: Mapping[str, str | Path] | str | Path) -> dict[str, Path]:
+    if isinstance(models, (str, Path)):
+        models = {Path(models).resolve().name: models}
+    if not models:
+        raise ConfigError("there are no models to measure; give a mapping of names to saved model folders")
+    for name in models:
+        if not re.fullmatch(r"\w[\w.+-]*", str(name)):
+            raise ConfigError(f"a model's name becomes a file name: letters, digits and . _ + - only, found {name!r}")
+    return {str(name): Path(folder) for name, folder in models.items()}
+
+
+def _roles(names: list[str], options: MeasureSettings) -> dict[str, str]:
+    for name in (options.baseline, options.result):
+        _check_known([name] if name else [], names)
+    result = options.result or next((n for n in reversed(names) if n != options.baseline), None)
+    baseline = options.baseline or next((n for n in names if n != result), None)
+    roles = dict.fromkeys(names, "intermediate")
+    return {**roles, **({baseline: "baseline"} if baseline else {}), **({result: "result"} if result else {})}
+
+
+def _check_known(names: Any, known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no model {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
+
+
+def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Return what the saved model itself says about how it was made."""
+    config = read_config(folder)
+    found: dict[str, Any] = {"architecture": type(model).__name__}
+    if config.get("quantization_config"):
+        found["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if k[0] != "_"}
+        plain = (n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
+        found["left_alone"] = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in plain})
+    return found
+
+
+def _say(text: str) -> None:
+    print(f"measure: {text}", file=sys.stderr)

@@ -1,0 +1,107 @@
+"""Dummy inputs, made from a model's config, for timing and memory.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_compress.errors import ConfigError, UnsupportedError
+
+_TOKENS, _AUDIO_SAMPLES, _PIXELS = 128, 16_000, 224
+
+
+def dummy_inputs(
+    model: nn.Module, batch_size: int, length: int | None = None, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Make random inputs that the model accepts, on its device; the global random state is left alone.
+
+    Args:
+        model: a transformers model whose main input is input_ids, pixel_values or input_values.
+        batch_size: number of examples, at least 1.
+        length: tokens (default 128, never more than the model has positions), audio samples (default 16000), or the
+            side of an image in pixels where the config does not fix it (default 224).
+        seed: of the helper's own generator.
+
+    Raises:
+        ConfigError: if batch_size or length is below 1.
+        UnsupportedError: if the model takes another kind of input.
+    """
+    if batch_size < 1 or (length is not None and length < 1):
+        raise ConfigError(f"batch_size and length must be at least 1, found {batch_size} and {length}")
+    kind = getattr(model, "main_input_name", None)
+    makers = {"input_ids": _text, "pixel_values": _images, "input_values": _audio}
+    if kind not in makers:
+        raise UnsupportedError(
+            f"{type(model).__name__}: there are dummy inputs for {', '.join(makers)}, not for {kind}; "
+            "call measure_latency with inputs of your own"
+        )
+    inputs = makers[kind](model, batch_size, length, torch.Generator().manual_seed(seed))
+    first = next(model.parameters())
+    return {
+        name: t.to(first.device, floating_dtype(model) if t.is_floating_point() else None)
+        for name, t in inputs.items()
+    }
+
+
+def describe_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the shape of one example as a condition: {"length": 128}, {"image": "8x8"} or {"samples": 16000}."""
+    if "input_ids" in inputs:
+        return {"length": inputs["input_ids"].shape[1]}
+    if "pixel_values" in inputs:
+        return {"image": "x".join(str(n) for n in inputs["pixel_values"].shape[-2:])}
+    if "input_values" in inputs:
+        return {"samples": inputs["input_values"].shape[1]}
+    return {}
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the first floating-point parameter: that of the activations."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _text(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    config = model.config.get_text_config()
+    tokens = length or _TOKENS
+    shape = (batch_size, min(tokens, _positions(model, config) or tokens))
+    ids = torch.randint(0, config.vocab_size, shape, generator=generator)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None:
+        # Padding would change the work done: RoBERTa counts positions by it.
+        ids[ids == pad] = (pad + 1) % config.vocab_size
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
+
+
+def _positions(model: nn.Module, config: Any) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    # RoBERTa and its kin start to count positions after the padding index.
+    offsets = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return limit - max(offsets, default=0)
+
+
+def _images(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    size = getattr(model.config, "image_size", None) or length or _PIXELS
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    channels = getattr(model.config, "num_channels", 3)
+    return {"pixel_values": torch.randn((batch_size, channels, height, width), generator=generator)}
+
+
+def _audio(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    config = model.config
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # spectrograms (AST)
+        shape: tuple[int, ...] = (batch_size, config.max_length, config.num_mel_bins)
+    else:
+        shape = (batch_size, length or _AUDIO_SAMPLES)
+    return {"input_values": torch.randn(shape, generator=generator)}

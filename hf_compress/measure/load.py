@@ -1,0 +1,100 @@
+"""Saved model folders: their config, class and weights, loaded the way any user of transformers would.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hf_compress.errors import ConfigError, UnsupportedError
+from hf_compress.measure.environment import default_device
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the `config.json` of a saved model as plain data.
+
+    Raises:
+        ConfigError: if the folder or its config is missing or not JSON.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"there is no model folder {folder}; give a folder written by save_pretrained")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} is not a saved model: it has no config.json") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder}/config.json must hold a mapping, found {type(config).__name__}")
+    return config
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """Return the safetensors files of a saved model, by name.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{folder} has no *.safetensors weights (no other format is read); save it again")
+    return files
+
+
+def model_class(folder: str | Path) -> type[Any]:
+    """Return the transformers class named in the config's `architectures`.
+
+    Raises:
+        ConfigError: if the config names none.
+        UnsupportedError: if transformers has no class of that name.
+    """
+    import transformers
+
+    names = read_config(folder).get("architectures")
+    if not names:
+        raise ConfigError(f"{folder}/config.json names no architectures, so its class is unknown; save it again")
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        raise UnsupportedError(
+            f"{folder}: transformers {transformers.__version__} has no class {names[0]!r}; "
+            "models with code of their own are not measured"
+        )
+    return found
+
+
+def load_model(folder: str | Path, device: str | None = None) -> nn.Module:
+    """Load a saved model with stock transformers, in eval mode.
+
+    Args:
+        folder: written by `save_pretrained`; quantized weights are loaded as they are.
+        device: "cpu" or "cuda"; None takes the GPU if there is one.
+
+    Raises:
+        ConfigError: if the folder is missing, is no saved model, or lacks weights.
+        UnsupportedError: if its class is not part of transformers.
+    """
+    cls = model_class(folder)
+    weight_files(folder)
+    device = device or default_device()
+    # bitsandbytes models cannot always be moved after loading, so they are placed while loading.
+    placement = {"device_map": {"": device}} if is_quantized(folder) else {}
+    model, info = cls.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, **placement
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # transformers fills these with random numbers and goes on, so every number measured would be wrong.
+        raise ConfigError(f"{folder} lacks {len(missing)} weights of {cls.__name__}, for example {missing[0]}")
+    model.eval()
+    return model if placement else model.to(device)
+
+
+def is_quantized(folder: str | Path) -> bool:
+    """Say whether the config of a saved model declares quantized weights."""
+    return bool(read_config(folder).get("quantization_config"))

@@ -1,0 +1,67 @@
+"""How much memory a model needs at its peak: to load it and run one forward pass, in a process of its own.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from hf_compress.errors import UnsupportedError
+from hf_compress.measure.environment import default_device
+from hf_compress.measure.load import model_class, weight_files
+from hf_compress.measure.record import Measurement
+
+
+def measure_peak_memory(
+    folder: str | Path, batch_size: int = 1, *, length: int | None = None, device: str | None = None
+) -> Measurement:
+    """Measure the peak memory of loading a saved model and running one forward pass.
+
+    On a CPU it is the largest resident set minus the resident set after the imports; on a GPU the largest amount that
+    torch had allocated.
+
+    Args:
+        folder: of the saved model.
+        batch_size: examples in the forward pass.
+        length: as in `dummy_inputs`.
+        device: "cpu" or "cuda"; None takes the GPU if there is one.
+
+    Returns:
+        "peak_memory" in bytes.
+
+    Raises:
+        ConfigError: if the folder is missing, is no saved model, or lacks weights.
+        UnsupportedError: if the process fails, with the last line that it wrote.
+    """
+    model_class(folder)
+    weight_files(folder)
+    device = device or default_device()
+    request = {
+        "folder": str(Path(folder).resolve()),
+        "batch_size": batch_size,
+        "length": length,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_compress.measure.memory_worker", json.dumps(request)],
+        capture_output=True,
+        text=True,
+        # So that the worker finds what this process finds, installed or not.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnsupportedError(
+            f"the memory of {folder} could not be measured: its process ended with code {done.returncode}: {last}"
+        )
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    conditions = {"batch_size": batch_size, "device": device, "threads": request["threads"], **answer["conditions"]}
+    return Measurement("peak_memory", answer["bytes"], "bytes", conditions)

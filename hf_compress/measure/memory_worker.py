@@ -1,0 +1,83 @@
+"""The process in which `measure_peak_memory` loads a model; prints the peak in bytes.
+
+Level: state. Run as: python -m hf_compress.measure.memory_worker '{"folder": ..., "batch_size": 1, ...}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_compress.measure.inputs import describe_inputs, dummy_inputs, floating_dtype
+from hf_compress.measure.load import is_quantized, load_model, model_class
+
+
+def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> dict[str, Any]:
+    """Load the model and run one forward pass; return the peak memory in bytes and the conditions."""
+    _import_all(folder)
+    before = _resident_bytes()
+    model = load_model(folder, device)
+    inputs = dummy_inputs(model, batch_size, length)
+    with torch.inference_mode():
+        model(**inputs)
+    _touch(model)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident_bytes() - before
+    dtype = str(floating_dtype(model)).removeprefix("torch.")
+    return {"bytes": peak, "conditions": {**describe_inputs(inputs), "dtype": dtype}}
+
+
+def _import_all(folder: str) -> None:
+    # What libraries and the thread pool take is no property of the model, so it is here before counting starts.
+    import accelerate  # noqa: F401
+
+    model_class(folder)
+    if is_quantized(folder):
+        import bitsandbytes  # noqa: F401
+    torch.nn.functional.linear(torch.ones(256, 256), torch.ones(256, 256))
+
+
+def _touch(model: torch.nn.Module) -> None:
+    # Weights are mapped from the file: rows of an embedding that one input does not use would not count as resident.
+    for tensor in model.parameters():
+        tensor.detach().flatten()[::256].clone()
+
+
+def _resident_bytes() -> int:
+    """Return the resident set, from which on the peak is counted anew."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return _status_bytes("VmRSS")
+    except OSError:  # not Linux, or not allowed: the peak of the imports counts as their size
+        return _peak_resident_bytes()
+
+
+def _peak_resident_bytes() -> int:
+    try:
+        return _status_bytes("VmHWM")
+    except OSError:
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+def main() -> None:
+    """Read the request from the command line and print the answer as the last line of standard output."""
+    request = json.loads(sys.argv[1])
+    torch.set_num_threads(request.pop("threads"))
+    print(json.dumps(peak_of(**request)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How good a model is, by the metrics of its task.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from hf_compress.errors import RecordError
+from hf_compress.measure.record import Measurement
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+# Metrics that are no fractions; their unit is stated so that 12.3 is not shown as 1230 %.
+_UNITS = {"loss": "nats", "perplexity": "perplexity"}
+
+
+def measure_quality(model: nn.Module, evaluate: Evaluate, units: Mapping[str, str] | None = None) -> list[Measurement]:
+    """Evaluate a model.
+
+    Args:
+        model: in eval mode.
+        evaluate: the task's metrics by name, for example {"accuracy": 0.98}.
+        units: metric name -> unit; without one it is "fraction" (loss: nats).
+
+    Raises:
+        RecordError: if there is no metric, or one is not a finite number.
+    """
+    metrics = evaluate(model)
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise RecordError(f"evaluate must return a mapping of metric names to numbers, found {metrics!r}")
+    units = {**_UNITS, **(units or {})}
+    return [Measurement(name, _number(name, v), units.get(name, "fraction")) for name, v in metrics.items()]
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        # Scalars of numpy and torch become plain numbers; Measurement refuses those that are not finite.
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"metric {name!r} must be a number, found {value!r}") from error

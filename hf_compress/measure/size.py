@@ -1,0 +1,85 @@
+"""How big a model is: parameters, zeros, bytes on disk.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_compress.measure.load import is_quantized, model_class, weight_files
+from hf_compress.measure.record import Measurement
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Count the parameters of a model that is not quantized, tied ones once.
+
+    Returns:
+        "parameters" and "nonzeros", in elements.
+    """
+    tensors = [p.detach() for p in model.parameters()]
+    return {
+        "parameters": sum(t.numel() for t in tensors),
+        "nonzeros": sum(int(torch.count_nonzero(t)) for t in tensors),
+    }
+
+
+def measure_size(folder: str | Path) -> list[Measurement]:
+    """Measure a saved model by its files.
+
+    Quantized weights count as the weights they stand for. Their zeros are not counted: a stored code of 0 is not a
+    weight of 0.
+
+    Returns:
+        bytes_on_disk (weights only), folder_bytes, parameters and, unless quantized, nonzeros and sparsity.
+
+    Raises:
+        ConfigError: if the folder is missing, is no saved model, or lacks weights.
+        UnsupportedError: if its class is not part of transformers.
+    """
+    files = weight_files(folder)
+    found = [
+        Measurement("bytes_on_disk", sum(f.stat().st_size for f in files), "bytes"),
+        Measurement("folder_bytes", sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()), "bytes"),
+    ]
+    skeleton = _skeleton(folder)
+    if is_quantized(folder):
+        # The files hold packed codes and their scales; the shapes that these stand for are those of the plain model.
+        return [*found, Measurement("parameters", sum(p.numel() for p in skeleton.parameters()), "parameters")]
+    parameters = nonzeros = 0
+    for tensor in _stored_parameters(files, skeleton):
+        parameters += tensor.numel()
+        nonzeros += int(torch.count_nonzero(tensor))
+    return [
+        *found,
+        Measurement("parameters", parameters, "parameters"),
+        Measurement("nonzeros", nonzeros, "parameters"),
+        Measurement("sparsity", 1 - nonzeros / parameters, "fraction"),
+    ]
+
+
+def _skeleton(folder: str | Path) -> nn.Module:
+    cls = model_class(folder)
+    with torch.device("meta"):
+        return cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
+
+
+def _stored_parameters(files: list[Path], skeleton: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield each stored parameter, one in memory at a time: no buffers, and tied ones once."""
+    from safetensors import safe_open
+
+    buffers = {name for name, _ in skeleton.named_buffers()}
+    tied = {name: id(p) for name, p in skeleton.named_parameters(remove_duplicate=False)}
+    seen: set[int] = set()
+    for path in files:
+        with safe_open(str(path), framework="pt") as stored:
+            for name in stored.keys():
+                if name in buffers or tied.get(name) in seen:
+                    continue
+                if name in tied:
+                    seen.add(tied[name])
+                yield stored.get_tensor(name)

@@ -1,0 +1,117 @@
+"""`PruningCallback`: gradual pruning in any Trainer, without subclassing.
+
+Level: glue. The callback itself holds no state: everything is a function of the step and of the pruner.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_compress.errors import UnsupportedError
+from hf_compress.pruning.checkpoint import load_pruning_state, save_pruning_state
+from hf_compress.pruning.config import PruningConfig
+from hf_compress.pruning.pruner import Pruner
+
+logger = logging.getLogger(__name__)
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model of the Trainer that it is added to.
+
+    `Trainer(..., callbacks=[PruningCallback(PruningConfig(sparsity=0.8))])`. Masks are saved into each checkpoint and
+    read back on resume; the best checkpoint and early stopping consider only steps at the final sparsity.
+
+    Args:
+        pruning: what to prune, how far and when; or the pruner that does it.
+    """
+
+    def __init__(self, pruning: PruningConfig | Pruner) -> None:
+        self.pruner = pruning if isinstance(pruning, Pruner) else Pruner(pruning)
+        # Set by a Trainer that knows which folder it resumes from; otherwise it is found by the step.
+        self.resume_folder: str | Path | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Find the targets, place the schedule and, on resume, read the masks back."""
+        refuse_sharding(args)
+        if model is None:
+            raise UnsupportedError("the Trainer gave the callback no model, so there is nothing to prune")
+        self.pruner.attach(model)
+        self.pruner.start(state.max_steps)
+        if state.global_step == 0:
+            self.pruner.step(0)
+        else:
+            folder = self.resume_folder or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            load_pruning_state(self.pruner, folder)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prune after the optimizer step, before anything is logged, evaluated or saved."""
+        self.pruner.step(state.global_step)
+        if not self.pruner.is_final(state.global_step):
+            # A denser model is no candidate for the best one; without a best so far, early stopping does not count.
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add sparsity and schedule to the training log."""
+        if logs is not None and "loss" in logs and "sparsity" not in logs:
+            logs.update(self.logs(state.global_step))
+            if state.log_history:
+                state.log_history[-1].update(self.logs(state.global_step))
+
+    def logs(self, step: int) -> dict[str, float]:
+        """Return what the Trainer's log shows of pruning after `step` optimizer steps."""
+        return {"sparsity": self.pruner.sparsity, "target_sparsity": self.pruner.target(step)}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the masks into the checkpoint that was just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            save_pruning_state(self.pruner, folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make sure that the weights have the zeros that were asked for."""
+        self.pruner.check()
+        if not self.pruner.is_final(state.global_step):
+            logger.warning(
+                "training stopped at step %d of %d, at sparsity %.4f instead of %.4f; resume it to finish",
+                state.global_step,
+                state.max_steps,
+                self.pruner.sparsity,
+                self.pruner.config.sparsity,
+            )
+
+
+def refuse_sharding(args: TrainingArguments) -> None:
+    """Raise if the Trainer shards parameters, which this version cannot rank.
+
+    Raises:
+        UnsupportedError: for FSDP and DeepSpeed.
+    """
+    if args.fsdp or args.deepspeed:
+        found = "FSDP" if args.fsdp else "DeepSpeed"
+        raise UnsupportedError(
+            f"pruning ranks whole parameters, and {found} shards them; this version prunes on one process or under "
+            "DistributedDataParallel (accelerate launch --multi_gpu, torchrun)"
+        )

@@ -1,0 +1,144 @@
+"""What a recipe file may say.
+
+Level: base.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_compress.config import CompressionConfig
+from hf_compress.options import Options
+from hf_compress.quantization.config import QuantizationConfig
+
+# Names of what a run writes beside its stages.
+RESERVED = ("records", "state", "work")
+
+
+@dataclass(frozen=True)
+class TaskConfig(Options):
+    """The data and how it becomes model inputs."""
+
+    type: str = field(metadata={"help": "text-classification or image-classification"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a dataset, or 'digits' (scikit-learn's, no download)"}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration name of the Hub dataset"})
+    revision: str | None = field(default=None, metadata={"help": "revision of the Hub dataset"})
+    files: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "parquet, csv or json files by split, instead of a dataset"}
+    )
+    splits: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "names of the splits to use as train, validation and test; validation is cut from train"},
+    )
+    text_columns: tuple[str, ...] = field(default=(), metadata={"help": "one column of text, or two for pairs"})
+    image_column: str = field(default="image", metadata={"help": "column that holds the images"})
+    label_column: str = field(default="label", metadata={"help": "column that holds the class"})
+    max_length: int = field(default=128, metadata={"help": "longest text, in tokens"})
+    max_samples: int | None = field(default=None, metadata={"help": "use at most so many samples of each split"})
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each invalid value."""
+        if (self.dataset is None) == (not self.files):
+            yield "give either dataset or files"
+        for name in ("files", "splits"):
+            unknown = set(getattr(self, name)) - {"train", "validation", "test"}
+            if unknown:
+                yield f"{name} has unknown splits {sorted(unknown)}; there are train, validation and test"
+        if self.max_length < 1:
+            yield f"max_length must be at least 1, found {self.max_length}"
+        if self.max_samples is not None and self.max_samples < 1:
+            yield f"max_samples must be at least 1, found {self.max_samples}"
+
+
+@dataclass(frozen=True)
+class StageConfig(Options):
+    """One step of a recipe; which options it takes depends on its kind."""
+
+    name: str = field(metadata={"help": "name of the stage and of the folder that it writes"})
+    kind: str = field(metadata={"help": "train, shrink or quantize"})
+    source: str | None = field(
+        default=None, metadata={"help": "what to start from: an earlier stage, a folder or a Hub id"}
+    )
+    config: Mapping[str, Any] | None = field(
+        default=None, metadata={"help": "train: start from a new model with this transformers config instead"}
+    )
+    teacher: str | None = field(default=None, metadata={"help": "train: an earlier stage, a folder or a Hub id"})
+    compression: CompressionConfig | None = field(default=None, metadata={"help": "train: distillation and pruning"})
+    arguments: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "train: TrainingArguments"})
+    layers: int | tuple[int, ...] | None = field(
+        default=None, metadata={"help": "shrink: number of layers to keep, evenly spread, or their indices"}
+    )
+    ffn: int | float | None = field(
+        default=None, metadata={"help": "shrink: FFN width to keep, or the fraction (below 1); the strongest units"}
+    )
+    quantization: QuantizationConfig | None = field(default=None, metadata={"help": "quantize: scheme and options"})
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each invalid value."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name) or self.name in RESERVED:
+            yield (
+                f"name must be lower-case letters, digits, - and _ and none of {', '.join(RESERVED)}, "
+                f"found {self.name!r}"
+            )
+        if (self.source is None) == (self.config is None):
+            yield f"stage {self.name!r}: give either source or config"
+
+    def given(self) -> set[str]:
+        """Return the options that were set to something else than their default."""
+        blank = StageConfig(name=self.name, kind=self.kind, source="-").to_dict()
+        return {key for key, value in self.to_dict().items() if value != blank[key]} - {"source"}
+
+
+@dataclass(frozen=True)
+class MeasureConfig(Options):
+    """Which models are compared, on what."""
+
+    models: tuple[str, ...] = field(default=(), metadata={"help": "stages to measure; empty: all"})
+    baseline: str | None = field(default=None, metadata={"help": "stage to compare with; none: the first"})
+    result: str | None = field(default=None, metadata={"help": "stage that the card is about; none: the last"})
+    batch_sizes: tuple[int, ...] = field(default=(1, 32), metadata={"help": "batch sizes of latency and throughput"})
+    length: int | None = field(default=None, metadata={"help": "tokens per text when timing"})
+
+
+@dataclass(frozen=True)
+class CardConfig(Options):
+    """What a card says that no measurement can know."""
+
+    base_model: str | None = field(default=None, metadata={"help": "Hub id of what the first stage started from"})
+    license: str | None = field(default=None, metadata={"help": "licence id of the Hub's list, e.g. apache-2.0"})
+    language: tuple[str, ...] = field(default=(), metadata={"help": "language codes, e.g. en"})
+    datasets: tuple[str, ...] = field(default=(), metadata={"help": "Hub ids of the training data"})
+    tags: tuple[str, ...] = field(default=(), metadata={"help": "further tags"})
+    limits: tuple[str, ...] = field(default=(), metadata={"help": "sentences on what the model is not for"})
+
+
+@dataclass(frozen=True)
+class RecipeConfig(Options):
+    """A whole job: task, stages, measurements, card, push."""
+
+    name: str = field(metadata={"help": "name of the run; its folder is runs/NAME"})
+    task: TaskConfig = field(metadata={"help": "data and metric"})
+    stages: tuple[StageConfig, ...] = field(metadata={"help": "what is done, in order"})
+    description: str = field(default="", metadata={"help": "one sentence on what the recipe does"})
+    seed: int = field(default=0, metadata={"help": "seed of every stage"})
+    measure: MeasureConfig = field(default_factory=MeasureConfig, metadata={"help": "what is compared"})
+    card: CardConfig = field(default_factory=CardConfig, metadata={"help": "what the card says besides"})
+    push_to: str | None = field(default=None, metadata={"help": "repo id to push the result to; none: do not push"})
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each reference that leads nowhere."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            yield f"name must be letters, digits, '.', '-' and '_', found {self.name!r}"
+        if not self.stages:
+            yield "stages is empty: nothing to do"
+        names = [s.name for s in self.stages]
+        yield from (f"stage name {n!r} is used twice" for n in sorted({n for n in names if names.count(n) > 1}))
+        asked = [*self.measure.models, self.measure.baseline, self.measure.result]
+        unknown = sorted({n for n in asked if n is not None and n not in names})
+        if unknown:
+            yield f"measure names stages that do not exist: {', '.join(unknown)}; there are: {', '.join(names)}"

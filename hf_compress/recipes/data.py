@@ -1,0 +1,171 @@
+"""Datasets of a recipe: loaded, split, checked, and turned into rows of tensors.
+
+Level: outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_compress.errors import DataError, did_you_mean
+from hf_compress.imports import require
+from hf_compress.recipes.config import TaskConfig
+
+SPLITS = ("train", "validation", "test")
+_LOADERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+# The split must not depend on the seed of a run, or runs with other seeds would be tested on training data.
+_SPLIT_SEED = 0
+# Up to here all images are decoded once and kept; beyond, each is decoded when it is asked for.
+_PRELOAD_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Raw rows of the three splits and what they are.
+
+    Args:
+        rows: datasets by split.
+        labels: class names in the order of the class ids.
+        source: id, revision and split names, for records.
+    """
+
+    rows: Mapping[str, Any]
+    labels: tuple[str, ...]
+    source: Mapping[str, Any]
+
+
+def load_splits(task: TaskConfig) -> Splits:
+    """Load the dataset of `task` as train, validation and test.
+
+    Raises:
+        DataError: if a split, file or column is missing or empty, or labels are not class ids.
+    """
+    loaded = _digits() if task.dataset == "digits" else _load(task)
+    splits = _assign(loaded, task)
+    for name, rows in splits.items():
+        if len(rows) == 0:
+            raise DataError(f"the {name} split is empty; expected at least one row")
+        missing = [c for c in (task.label_column,) if c not in rows.column_names]
+        if missing:
+            raise DataError(
+                f"the {name} split has no column {missing[0]!r}{did_you_mean(missing[0], rows.column_names)}; it has "
+                f"{', '.join(rows.column_names)}"
+            )
+        if task.max_samples is not None and len(rows) > task.max_samples:
+            splits[name] = rows.shuffle(seed=_SPLIT_SEED).select(range(task.max_samples))
+    source = {"id": task.dataset or "local files", "revision": task.revision, "split": task.splits.get("test", "test")}
+    return Splits(splits, _label_names(splits, task.label_column), source)
+
+
+def _digits() -> Any:
+    """scikit-learn's 1,797 handwritten digits as 8x8 RGB images, split 70/10/20 within each class."""
+    require("sklearn", "the digits dataset")
+    import numpy as np
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+    from PIL import Image as Pillow
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.clip(bunch.images * 255 / 16, 0, 255).astype("uint8")
+    images = [Pillow.fromarray(p).convert("RGB") for p in pixels]
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
+    rows = {"image": images, "label": bunch.target.tolist()}
+    whole = Dataset.from_dict(rows, features=features)
+    first = whole.train_test_split(test_size=0.2, seed=_SPLIT_SEED, stratify_by_column="label")
+    second = first["train"].train_test_split(test_size=0.125, seed=_SPLIT_SEED, stratify_by_column="label")
+    return DatasetDict(train=second["train"], validation=second["test"], test=first["test"])
+
+
+def _load(task: TaskConfig) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        if task.files:
+            return load_dataset(_file_kind(task.files), data_files=dict(task.files))
+        return load_dataset(task.dataset, task.dataset_config, revision=task.revision)
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise DataError(f"the dataset {task.dataset or dict(task.files)} was not found: {error}") from error
+
+
+def _file_kind(files: Mapping[str, Any]) -> str:
+    paths = [str(p) for value in files.values() for p in (value if isinstance(value, list) else [value])]
+    kinds = {Path(p).suffix for p in paths}
+    if len(kinds) != 1 or not kinds <= set(_LOADERS):
+        found = ", ".join(sorted(kinds)) or "none"
+        raise DataError(f"files must all end in one of {', '.join(_LOADERS)}, found {found}")
+    lost = [p for p in paths if "*" not in p and "://" not in p and not Path(p).is_file()]
+    if lost:
+        raise DataError(f"there is no file {lost[0]}")
+    return _LOADERS[kinds.pop()]
+
+
+def _assign(loaded: Any, task: TaskConfig) -> dict[str, Any]:
+    chosen = {name: task.splits.get(name, name) for name in SPLITS}
+    for name in ("train", "test"):
+        if chosen[name] not in loaded:
+            raise DataError(
+                f"the dataset has no split {chosen[name]!r}{did_you_mean(chosen[name], loaded)}; it has "
+                f"{', '.join(loaded)}. Name the one to use as {name} in task.splits.{name}"
+            )
+    splits = {name: loaded[chosen[name]] for name in SPLITS if chosen[name] in loaded}
+    taken = chosen["validation"] == chosen["test"] or "validation" not in splits
+    if taken and len(splits["train"]) > 1:
+        # Choices are never made on the split that is reported.
+        parts = splits["train"].train_test_split(test_size=0.1, seed=_SPLIT_SEED)
+        splits.update(train=parts["train"], validation=parts["test"])
+    return splits
+
+
+def _label_names(splits: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    feature = splits["train"].features[column]
+    names = getattr(feature, "names", None)
+    if names is not None:
+        return tuple(names)
+    values = sorted({v for rows in splits.values() for v in rows.unique(column)}, key=str)
+    if any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in values):
+        raise DataError(
+            f"column {column!r} must hold class ids (whole numbers from 0; datasets' ClassLabel also names them), "
+            f"found {values[:5]}"
+        )
+    return tuple(str(i) for i in range(max(values) + 1))
+
+
+class ImageRows(torch.utils.data.Dataset):
+    """Images as normalised tensors; whole batches are cut from one tensor where they all fit into memory.
+
+    Args:
+        rows: a dataset with an image and a label column.
+        processor: a transformers image processor.
+        columns: names of the image and the label column.
+    """
+
+    def __init__(self, rows: Any, processor: Any, columns: tuple[str, str]) -> None:
+        self.rows, self.processor = rows, processor
+        self.image_column, self.label_column = columns
+        self.labels = torch.tensor(rows[self.label_column][:], dtype=torch.long)
+        self.pixels: torch.Tensor | None = None
+        one = self._process([0])
+        if one.numel() * one.element_size() * len(rows) <= _PRELOAD_BYTES:
+            chunks = [range(i, min(i + 256, len(rows))) for i in range(0, len(rows), 256)]
+            self.pixels = torch.cat([self._process(chunk) for chunk in chunks])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return a whole batch; the collator passes it on."""
+        pixels = self.pixels[list(indices)] if self.pixels is not None else self._process(indices)
+        return {"pixel_values": pixels, "labels": self.labels[list(indices)]}
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def _process(self, indices: Sequence[int]) -> torch.Tensor:
+        images = [image.convert("RGB") for image in self.rows.select(indices)[self.image_column]]
+        return self.processor(images, return_tensors="pt")["pixel_values"]

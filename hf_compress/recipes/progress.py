@@ -1,0 +1,44 @@
+"""One line of progress at each training log, for terminals and log files alike.
+
+Level: outside.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def say(text: str) -> None:
+    """Print a line of progress to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class ProgressLines(TrainerCallback):
+    """Prints step, loss and sparsity when the Trainer logs.
+
+    Args:
+        name: of what is being trained.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._started = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print the numbers that a person follows."""
+        shown = ("loss", "task_loss", "distillation_loss", "sparsity", "eval_accuracy", "train_runtime")
+        found = [f"{name} {float(value):.4g}" for name, value in (logs or {}).items() if name in shown]
+        if state.is_world_process_zero and found and args.disable_tqdm:
+            seconds = time.monotonic() - self._started
+            say(f"  {self.name} {state.global_step}/{state.max_steps}  {'  '.join(found)}  ({seconds:.0f} s)")

@@ -1,0 +1,283 @@
+"""`run_recipe`: one YAML file in, models, records, pictures and a card out; a rerun goes on where the last stopped.
+
+Level: outside. Everything that a recipe does is one public call of another module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_compress.errors import OutputExistsError, RecipeError, did_you_mean
+from hf_compress.options import read_data_file
+from hf_compress.recipes.config import RecipeConfig
+
+_BUILTIN = Path(__file__).parent / "builtin"
+_MARK = "recipe.json"
+
+
+def builtin_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(p.stem for p in _BUILTIN.glob("*.yaml"))
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: name of a built-in one, path of a YAML or JSON file, or plain data.
+        overrides: "dotted.key=value" each; stages by name, e.g. "stages.teacher.arguments.max_steps=10".
+
+    Raises:
+        RecipeError: if there is no such recipe or an override leads nowhere.
+        ConfigError: with every problem of the recipe.
+    """
+    if isinstance(recipe, Mapping):
+        data = json.loads(json.dumps(recipe))
+    elif str(recipe) in builtin_recipes():
+        data = read_data_file(_BUILTIN / f"{recipe}.yaml")
+    elif Path(recipe).is_file():
+        data = read_data_file(recipe)
+    else:
+        known = builtin_recipes()
+        raise RecipeError(
+            f"there is no recipe {str(recipe)!r}{did_you_mean(str(recipe), known)}: neither a file nor built in; "
+            f"built in are: {', '.join(known)}"
+        )
+    for override in overrides:
+        _override(data, override)
+    return RecipeConfig.from_dict(data)
+
+
+def _override(data: Any, override: str) -> None:
+    import yaml
+
+    key, found, text = override.partition("=")
+    if not found or not key:
+        raise RecipeError(f"expected key=value, found {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of {key} is no YAML: {text!r}") from error
+    *parents, last = key.split(".")
+    place = data
+    for part in parents:
+        place = _descend(place, part, key)
+    if isinstance(place, list):
+        raise RecipeError(f"{key} names a whole stage; name one of its options, e.g. {key}.source=...")
+    place[last] = value
+
+
+def _descend(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        names = [str(item.get("name")) for item in place]
+        if part not in names:
+            known = ", ".join(names)
+            raise RecipeError(f"{key}: there is no stage {part!r}{did_you_mean(part, names)}; there are: {known}")
+        return place[names.index(part)]
+    if place.get(part) is None:
+        place[part] = {}
+    if not isinstance(place[part], (dict, list)):
+        raise RecipeError(f"{key}: {part} is {place[part]!r} and holds no options")
+    return place[part]
+
+
+def run_recipe(
+    recipe: str | Path | Mapping[str, Any],
+    output_dir: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Run a recipe, or what is left of it.
+
+    Args:
+        recipe: name of a built-in one, path of a YAML or JSON file, or plain data.
+        output_dir: folder of the run; runs/NAME if not given. A run of the same recipe there is continued.
+        overrides: "dotted.key=value" each.
+
+    Returns:
+        The folder: one model folder a stage, records/, pictures, README.md (the card), comparison.md.
+
+    Raises:
+        RecipeError, ConfigError: if the recipe cannot run; nothing is written then.
+        OutputExistsError: if the folder holds something else.
+    """
+    config = load_recipe(recipe, overrides)
+    from hf_compress.recipes.stages import check_stages
+
+    check_stages(config)
+    run = Path(output_dir) if output_dir is not None else Path("runs") / config.name
+    _claim(run, config)
+    command = "hf-compress run " + " ".join([str(_portable(recipe, config)), *(f"--set {o}" for o in overrides)])
+    Run(config, run, command).finish()
+    return run
+
+
+def _portable(recipe: str | Path | Mapping[str, Any], config: RecipeConfig) -> str:
+    return config.name if isinstance(recipe, Mapping) else Path(recipe).name
+
+
+def _claim(run: Path, config: RecipeConfig) -> None:
+    """Mark `run` as the folder of this recipe, or find the mark there."""
+    wanted = config.to_dict()
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        run.mkdir(parents=True, exist_ok=True)
+        _write_json(run / _MARK, wanted)
+        return
+    if not run.is_dir() or not (run / _MARK).is_file():
+        raise OutputExistsError(f"{run} holds something that is no run of a recipe; choose another --output-dir")
+    found = json.loads((run / _MARK).read_text(encoding="utf-8"))
+    if found != json.loads(json.dumps(wanted)):
+        changed = ", ".join(sorted(_differences(found, json.loads(json.dumps(wanted)))))
+        raise OutputExistsError(
+            f"{run} holds a run with other options ({changed}); remove it or choose another --output-dir"
+        )
+
+
+def _differences(one: Any, other: Any, place: str = "") -> set[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = one.keys() | other.keys()
+        return set().union(*(_differences(one.get(k), other.get(k), f"{place}.{k}".lstrip(".")) for k in keys))
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = enumerate(zip(one, other, strict=True))
+        return set().union(*(_differences(a, b, f"{place}.{i}") for i, (a, b) in parts))
+    return set() if one == other else {place}
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+class Run:
+    """One run of a recipe in its folder; what is complete has a mark in state/ and is not done again.
+
+    Args:
+        config: the recipe.
+        folder: of the run.
+        command: that repeats it.
+    """
+
+    def __init__(self, config: RecipeConfig, folder: Path, command: str) -> None:
+        self.config, self.folder, self.command = config, folder, command
+        self._task: Any = None
+
+    def finish(self) -> None:
+        """Do everything that is not done yet."""
+        from hf_compress.recipes.progress import say
+
+        steps = [*((s.name, lambda s=s: self._stage(s)) for s in self.config.stages), ("report", self._report)]
+        for number, (name, step) in enumerate(steps, 1):
+            mark = self.folder / "state" / f"{name}.json"
+            if mark.is_file():
+                say(f"[{number}/{len(steps)}] {name}: done before")
+                continue
+            say(f"[{number}/{len(steps)}] {name}")
+            started = time.monotonic()
+            method = step()
+            _write_json(mark, {"seconds": round(time.monotonic() - started, 1), "method": method})
+            say(f"[{number}/{len(steps)}] {name}: {time.monotonic() - started:.1f} s")
+        if self.config.push_to is not None:
+            self._push()
+
+    @property
+    def task(self) -> Any:
+        """The task, loaded when a step first needs it."""
+        if self._task is None:
+            from hf_compress.recipes.tasks import build_task
+
+            first = self.config.stages[0].source
+            self._task = build_task(self.config.task, first)
+        return self._task
+
+    def resolve(self, name: str) -> str:
+        """Turn the name of a stage into its folder; leave ids and paths as they are."""
+        is_stage = any(s.name == name for s in self.config.stages)
+        return str(self.folder / name) if is_stage else name
+
+    def _stage(self, stage: Any) -> Mapping[str, Any]:
+        from hf_compress.recipes.stages import STAGES, StageContext
+
+        target, work = self.folder / stage.name, self.folder / "work" / stage.name
+        part = self.folder / "work" / f"{stage.name}.part"
+        for leftover in (target, part):  # of a run that was killed before it could set its mark
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        context = StageContext(self.config, stage, self.task, part, work, self.resolve)
+        method = STAGES.get(stage.kind)(context)
+        os.replace(part, target)
+        shutil.rmtree(work, ignore_errors=True)
+        return method
+
+    def _methods(self) -> dict[str, dict[str, Any]]:
+        """Return what was done to each model, all stages before it included."""
+        own, methods = {}, {}
+        for stage in self.config.stages:
+            mark = json.loads((self.folder / "state" / f"{stage.name}.json").read_text(encoding="utf-8"))
+            own[stage.name] = {k: v for k, v in mark["method"].items() if v is not None and k != "history"}
+        for stage in self.config.stages:
+            chain, name = [], stage.name
+            while name in own:
+                chain.append(name)
+                name = next(s.source for s in self.config.stages if s.name == name) or ""
+            methods[stage.name] = {n: own[n] for n in reversed(chain)}
+        return methods
+
+    def _report(self) -> Mapping[str, Any]:
+        from hf_compress.measure.api import measure
+        from hf_compress.report.compare import compare
+
+        settings = self.config.measure
+        names = settings.models or tuple(s.name for s in self.config.stages)
+        methods = self._methods()
+        records = measure(
+            {name: self.folder / name for name in names},
+            evaluate=self.task.evaluate,
+            dataset=self.task.dataset,
+            seed=self.config.seed,
+            command=self.command,
+            methods={name: methods[name] for name in names},
+            output_dir=self.folder / "records",
+            baseline=settings.baseline or names[0],
+            result=settings.result or names[-1],
+            batch_sizes=settings.batch_sizes,
+            length=settings.length,
+        )
+        print(compare(records, self.folder))
+        self._card(records)
+        return {"models": list(names)}
+
+    def _card(self, records: Sequence[Any]) -> None:
+        from hf_compress.hub.card import CardInfo, create_card
+
+        card = self.config.card
+        info = CardInfo(
+            model_name=self.config.name,
+            base_model=card.base_model,
+            license=card.license,
+            language=card.language,
+            datasets=card.datasets,
+            pipeline_tag=self.task.pipeline_tag,
+            tags=card.tags,
+            limits=card.limits,
+            recipe=self.config.to_yaml(),
+        )
+        pictures = sorted(self.folder.glob("quality_*.png"))
+        result = next(r.model for r in records if r.role == "result")
+        for folder in (self.folder, self.folder / result):
+            create_card(folder, records, info=info, pictures=pictures)
+
+    def _push(self) -> None:
+        from hf_compress.hub.push import push
+        from hf_compress.recipes.progress import say
+
+        names = self.config.measure.models or tuple(s.name for s in self.config.stages)
+        result = self.folder / (self.config.measure.result or names[-1])
+        say(push(result, str(self.config.push_to)).to_text())

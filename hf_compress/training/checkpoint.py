@@ -1,0 +1,97 @@
+"""Which Trainer checkpoints are whole: a save that was cut off is never resumed from.
+
+Level: glue. The Trainer writes weights, optimizer, scheduler and RNG state first and trainer_state.json last.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from hf_compress.errors import CheckpointError
+from hf_compress.pruning.checkpoint import STATE_FILE
+
+
+def last_complete_checkpoint(output_dir: str | Path, **needs: bool | int) -> Path | None:
+    """Return the newest whole `checkpoint-N` folder in `output_dir`, or None; `needs` as for `checkpoint_faults`."""
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _step(p) is not None]
+    for folder in sorted(folders, key=lambda p: _step(p) or 0, reverse=True):
+        if not any(checkpoint_faults(folder, **needs)):
+            return folder
+    return None
+
+
+def require_complete(folder: str | Path, **needs: bool | int) -> Path:
+    """Return `folder` if it is a whole checkpoint.
+
+    Raises:
+        CheckpointError: naming what is missing and the newest whole checkpoint beside it.
+    """
+    faults = list(checkpoint_faults(Path(folder), **needs))
+    if faults:
+        whole = last_complete_checkpoint(Path(folder).parent, **needs)
+        way_out = f"resume from {whole.name}" if whole else "there is no whole checkpoint beside it: train anew"
+        raise CheckpointError(f"{Path(folder).name} is not a whole checkpoint ({'; '.join(faults)}); {way_out}")
+    return Path(folder)
+
+
+def checkpoint_faults(
+    folder: Path, *, world_size: int = 1, optimizer: bool = True, pruning: bool = False
+) -> Iterator[str]:
+    """Yield what is missing or cut off in a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        world_size: number of processes that each must have saved their RNG state.
+        optimizer: whether optimizer, scheduler and RNG state must be there (not with save_only_model).
+        pruning: whether masks must be there.
+    """
+    if not folder.is_dir():
+        yield "there is no such folder"
+        return
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        yield "trainer_state.json is missing or cut off"
+    yield from _weight_faults(folder)
+    if optimizer:
+        ranks = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
+        for name in ("optimizer.pt", "scheduler.pt", *ranks):
+            # torch.save writes the archive's directory last, so a cut-off file is no zip file.
+            if not zipfile.is_zipfile(folder / name):
+                yield f"{name} is missing or cut off"
+    if pruning and not (folder / STATE_FILE).is_file():
+        yield f"{STATE_FILE} is missing"
+
+
+def _weight_faults(folder: Path) -> Iterator[str]:
+    names = {p.name for p in folder.glob("*.safetensors")} - {STATE_FILE}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError):
+            yield f"{index.name} is cut off"
+    if not names:
+        yield "the weights (*.safetensors) are missing"
+    for name in sorted(names):
+        if not _is_whole_safetensors(folder / name):
+            yield f"{name} is missing or cut off"
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return path.stat().st_size == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, struct.error, MemoryError):
+        return False
+
+
+def _step(folder: Path) -> int | None:
+    number = folder.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else None

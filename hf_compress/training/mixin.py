@@ -1,0 +1,311 @@
+"""`CompressionMixin`: distillation and pruning for any Trainer class, on its public methods only.
+
+Level: glue. With `compression=None` every method hands over to the Trainer below unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from hf_compress.config import CompressionConfig
+from hf_compress.distillation.alignment import alignment_of
+from hf_compress.distillation.objective import DistillationObjective
+from hf_compress.distillation.reduce import valid_positions
+from hf_compress.distillation.teacher import Teacher, load_teacher_model
+from hf_compress.errors import ConfigError
+from hf_compress.pruning.callback import PruningCallback, refuse_sharding
+from hf_compress.pruning.checkpoint import save_pruning_state
+from hf_compress.pruning.pruner import Pruner
+from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
+from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
+
+logger = logging.getLogger(__name__)
+
+# For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class CompressionMixin(_Base):
+    """Adds `compression=` and `teacher=` to a Trainer: `class MyTrainer(CompressionMixin, SFTTrainer): ...`.
+
+    Args:
+        *args: of the Trainer below.
+        compression: what to do; None leaves the Trainer as it is.
+        teacher: a model, a folder or a Hub id; needed if and only if `compression.distillation` is set.
+        **kwargs: of the Trainer below.
+
+    Raises:
+        ConfigError: if `compression` and `teacher` do not go together.
+        TeacherError: if teacher and student do not fit together.
+        TargetError, ArchitectureError: if there is nothing to prune in this model.
+        UnsupportedError: for a task or a sharding that this version cannot handle.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        compression: CompressionConfig | None = None,
+        teacher: nn.Module | str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_arguments(compression, teacher)
+        self.compression = compression
+        self.pruner: Pruner | None = None
+        self._objective: DistillationObjective | None = None
+        self._pruning_callback: PruningCallback | None = None
+        super().__init__(*args, **kwargs)
+        if compression is None:
+            return
+        if compression.pruning is not None:
+            refuse_sharding(self.args)
+            self.pruner = Pruner(compression.pruning)
+            # Fails now, before training, if there is nothing to prune; on_train_begin attaches again.
+            self.pruner.attach(self.model)
+            self._pruning_callback = PruningCallback(self.pruner)
+            self.add_callback(self._pruning_callback)
+        if compression.distillation is not None and teacher is not None:
+            loaded = teacher if isinstance(teacher, nn.Module) else load_teacher_model(teacher)
+            placed = Teacher(loaded, self.args.device)
+            self._objective = DistillationObjective(compression.distillation, placed, self.model)
+        self._alignment = alignment_of(self.model)
+        self._items: torch.Tensor | None = None
+        self._terms: dict[str, torch.Tensor] = {}
+        self._terms_since = 0
+        # compute_loss below divides by the items of the whole accumulated batch itself.
+        self.loss_is_scaled_for_ga = True
+        self._start_record = start_record(self)
+        _keep_training_state_home(self)
+
+    # ---- Loss ----
+
+    @property
+    def _changes_loss(self) -> bool:
+        return self._objective is not None or self.pruner is not None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """Collect the micro-batches of one optimizer step and count the items that its loss is divided by."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._changes_loss and batches:
+            self._items = torch.stack([self._count(batch) for batch in batches]).sum().to(device)
+            if self._averages_over_processes:
+                self._items = self.accelerator.gather(self._items[None]).sum()
+        return batches, num_items
+
+    @property
+    def _averages_over_processes(self) -> bool:
+        return self.args.average_tokens_across_devices and self.args.world_size > 1
+
+    def _count(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return how many samples or tokens of `batch` count, 0-D."""
+        tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        return valid_positions(tensors, self._alignment).sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return task_weight x task loss + logit_weight x T^2 x divergence, normalised over the accumulated batch.
+
+        Each term is a sum over the items of this micro-batch divided by their number in the whole accumulated batch
+        over all processes. So batch 8 x 1 equals 2 x 4, also for models whose own loss ignores `num_items_in_batch`.
+        Outside training this is the Trainer's loss.
+        """
+        if not self._changes_loss or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        has_task = any(name in inputs for name in self.label_names) or self._objective is None
+        task, outputs = self._task_loss(model, dict(inputs), num_items_in_batch, has_task)
+        if self._objective is None:
+            loss = task
+        else:
+            config = self._objective.config
+            loss = config.logit_weight * self._logged("distillation_loss", self._divergence(outputs, inputs))
+            if has_task:
+                loss = loss + config.task_weight * self._logged("task_loss", task)
+        loss = self._undo_division(loss, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _task_loss(
+        self, model: nn.Module, inputs: dict[str, Any], num_items: Any, has_task: bool
+    ) -> tuple[torch.Tensor, Any]:
+        if not has_task:
+            return torch.zeros(()), model(**inputs)
+        if self.compute_loss_func is not None:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items)
+            return loss.mean(), outputs
+        local = self._count(inputs)
+        # Without num_items_in_batch every model returns the mean over its labels; many (BERT among them) ignore it.
+        loss, outputs = super().compute_loss(model, inputs, True, None)
+        # A micro-batch without any label has the mean NaN and no gradient.
+        mean = torch.where(local > 0, loss.mean(), torch.zeros_like(loss.mean()))
+        return mean * self._share(local), outputs
+
+    def _divergence(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else next(o for o in outputs if o.dim() > 1)
+        with self.accelerator.autocast():
+            total, count = self._objective(logits, inputs)  # type: ignore[misc]
+        return total / max(count, 1) * self._share(torch.tensor(count, device=total.device))
+
+    def _share(self, local: torch.Tensor) -> torch.Tensor:
+        """Return `local` over the items of the whole accumulated batch, times what averaging over ranks divides by."""
+        items = local if self._items is None else self._items
+        world = self.accelerator.num_processes if self._averages_over_processes else 1
+        return local * world / items.clamp_min(1)
+
+    def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        self._terms[name] = self._terms.get(name, 0) + value.detach()
+        return value
+
+    def _undo_division(self, loss: torch.Tensor, num_items: Any) -> torch.Tensor:
+        """Cancel the division by accumulation steps in transformers before 5.23, which has no switch for it."""
+        if hasattr(Trainer, "loss_is_scaled_for_ga"):
+            return loss
+        is_divided = (not self.model_accepts_loss_kwargs or num_items is None) and self.compute_loss_func is None
+        return loss * self.current_gradient_accumulation_steps if is_divided else loss
+
+    # ---- Log ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the terms of the loss, the sparsity and the schedule added to each training log."""
+        if self.compression is not None and "loss" in logs:
+            logs.update(self._drain_terms())
+            if self._pruning_callback is not None:
+                logs.update(self._pruning_callback.logs(self.state.global_step))
+        super().log(logs, start_time)
+
+    def _drain_terms(self) -> dict[str, float]:
+        steps = max(1, self.state.global_step - self._terms_since)
+        names, values = list(self._terms), list(self._terms.values())
+        self._terms, self._terms_since = {}, self.state.global_step
+        if not names:
+            return {}
+        stacked = torch.stack([v.float() for v in values]) / steps
+        if self.args.world_size > 1:
+            stacked = self.accelerator.reduce(stacked, "mean")
+        return dict(zip(names, stacked.tolist(), strict=True))
+
+    # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` takes the newest checkpoint that was written completely.
+
+        Raises:
+            CheckpointError: if the checkpoint asked for is incomplete, or there is none.
+        """
+        if self.compression is None or not resume_from_checkpoint:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        needs: dict[str, Any] = {
+            "world_size": self.args.world_size,
+            "optimizer": not self.args.save_only_model and not self.args.fsdp and not self.args.deepspeed,
+            "pruning": self.pruner is not None,
+        }
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(self.args.output_dir, **needs)
+            # With none, the Trainer's own message.
+            folder: str | Path | bool = found if found is not None else True
+        else:
+            folder = require_complete(resume_from_checkpoint, **needs)
+        if self._pruning_callback is not None and folder is not True:
+            self._pruning_callback.resume_folder = Path(str(folder))
+        return super().train(folder if folder is True else str(folder), *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as the Trainer does; then make sure that the file has the zeros of the masks.
+
+        Raises:
+            SparsityError: if the saved weights are not zero where they must be.
+        """
+        super().save_model(output_dir, _internal_call=True if self.compression is not None else _internal_call)
+        if self.compression is None:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        if self.pruner is not None and self.args.should_save:
+            if folder.name == f"checkpoint-{self.state.global_step}":
+                # Before trainer_state.json, which the Trainer writes last. Resuming checks masks against weights.
+                save_pruning_state(self.pruner, folder)
+            else:
+                check_saved_zeros(self.pruner, self.accelerator.unwrap_model(self.model), folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def save_compressed(self, output_dir: str | Path) -> dict[str, Path]:
+        """Write the finished model: whole units that were pruned are removed, then it is quantized if so configured.
+
+        Args:
+            output_dir: folder to make; it must not exist or be empty.
+
+        Returns:
+            Folders by name: "model" (plain, 16 or 32 bit) and, with `compression.quantization`, "quantized".
+
+        Raises:
+            OutputExistsError: if `output_dir` already holds something.
+        """
+        return save_compressed(self, output_dir)
+
+    # ---- Hub ----
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md with what this run measured; takes what the Trainer's method takes."""
+        if self.compression is None:
+            return super().create_model_card(*args, **kwargs)
+        return write_card(self, *args, **kwargs)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save, write the card and upload the output folder in one commit, without any pickle or training state.
+
+        Takes what the Trainer's method takes; `kwargs` go to `create_model_card`.
+
+        Raises:
+            PushRefusedError: if the folder holds something that must not leave this machine.
+            HubError: if the Hub does not take it.
+        """
+        if self.compression is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        options = {"commit_message": commit_message, "token": token, "revision": revision, "private": private}
+        return push_trainer(self, options, blocking=blocking, **kwargs)
+
+
+def _check_arguments(compression: Any, teacher: Any) -> None:
+    if compression is not None and not isinstance(compression, CompressionConfig):
+        raise ConfigError(
+            f"compression must be a CompressionConfig (CompressionConfig.from_dict reads plain data), found "
+            f"{type(compression).__name__}"
+        )
+    distils = compression is not None and compression.distillation is not None
+    if distils and teacher is None:
+        raise ConfigError("distillation needs a teacher: pass teacher= a model, a folder or a Hub id")
+    if teacher is not None and not distils:
+        raise ConfigError("a teacher was given, but compression has no distillation: add DistillationConfig()")
+
+
+def _keep_training_state_home(trainer: Any) -> None:
+    from transformers.trainer_utils import HubStrategy
+
+    if trainer.args.push_to_hub and trainer.args.hub_strategy != HubStrategy.END:
+        logger.warning(
+            "hub_strategy=%r uploads pickles (training_args.bin) in the background while training; this run pushes "
+            "at the end instead (hub_strategy='end')",
+            trainer.args.hub_strategy.value,
+        )
+        trainer.args = copy.copy(trainer.args)
+        trainer.args.hub_strategy = HubStrategy.END

@@ -1,0 +1,194 @@
+"""What leaves a Trainer: the finished model, its card and the push.
+
+Level: glue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+
+from hf_compress.errors import OutputExistsError, SparsityError
+from hf_compress.measure.environment import environment
+from hf_compress.measure.record import Measurement, Record
+from hf_compress.measure.size import count_parameters, measure_size
+from hf_compress.pruning.pruner import Pruner
+
+# What the Trainer adds to evaluation metrics that says nothing about quality.
+_SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path) -> None:
+    """Make sure that the weights saved in `folder` are zero where the masks of `pruner` are.
+
+    Args:
+        pruner: with its masks.
+        model: that was saved; its class reads the file back if the file has other names for the weights.
+        folder: of the saved model.
+
+    Raises:
+        SparsityError: if masked weights are not zero in the file.
+    """
+    found: set[str] = set()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = pruner.masks.keys() & set(file.keys())
+            found |= names
+            pruner.check({name: file.get_tensor(name) for name in names})
+    if found != pruner.masks.keys():
+        # transformers 5 saves some architectures under their old names (ViT's layers, for one).
+        saved = dict(type(model).from_pretrained(folder).named_parameters())  # type: ignore[attr-defined]
+        if not pruner.masks.keys() <= saved.keys():
+            raise SparsityError(f"{folder.name} does not hold the masked weights of {type(model).__name__}")
+        pruner.check(saved)
+
+
+def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
+    """Shrink what was pruned in whole units, save, and quantize; see `CompressionMixin.save_compressed`."""
+    from hf_compress.architecture.shrink import shrink
+    from hf_compress.quantization.bnb import quantize
+
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
+    config = trainer.compression
+    folders = {"model": output / "model"}
+    if config is not None and config.quantization is not None:
+        folders["quantized"] = output / "quantized"
+    if not trainer.is_world_process_zero():
+        return folders
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.pruner is not None and trainer.pruner.config.structure != "unstructured":
+        model = shrink(model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        part = Path(scratch) / output.name
+        model.save_pretrained(part / "model")
+        if trainer.processing_class is not None:
+            trainer.processing_class.save_pretrained(part / "model")
+        if "quantized" in folders:
+            quantize(part / "model", part / "quantized", config.quantization)
+        os.replace(part, output)
+    return folders
+
+
+def start_record(trainer: Any) -> Record:
+    """Count the model that a run starts from."""
+    counts = count_parameters(trainer.model)
+    measurements = [Measurement(name, value, "parameters") for name, value in counts.items()]
+    method = {"architecture": type(trainer.model).__name__}
+    return Record("start", "baseline", tuple(measurements), environment(), seed=trainer.args.seed, method=method)
+
+
+def run_records(trainer: Any, folder: Path) -> list[Record]:
+    """Return the records of a run: the model it started from, and what it saved in `folder`.
+
+    Quality is in them where the Trainer evaluated those very weights: before the first step (`eval_on_start`) and
+    after the last one.
+    """
+    before, after = _evaluation(trainer, 0), _evaluation(trainer, trainer.state.global_step)
+    dataset = {}
+    if after:
+        rows = trainer.eval_dataset
+        dataset = {"id": _dataset_id(rows), "split": str(getattr(rows, "split", None) or "evaluation")}
+        dataset["samples"] = len(rows)
+    start = trainer._start_record
+    if after:
+        start = dataclasses.replace(
+            start, measurements=(*start.measurements, *before), dataset=dataset if before else {}
+        )
+    measurements = (*measure_size(folder), *after)
+    end = Record("result", "result", measurements, environment(), dataset, trainer.args.seed, method=_method(trainer))
+    return [start, end]
+
+
+def _evaluation(trainer: Any, step: int) -> list[Measurement]:
+    for entry in reversed(trainer.state.log_history):
+        if entry.get("step") == step and isinstance(trainer.eval_dataset, Sized) and "eval_loss" in entry:
+            plain = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
+            return [
+                Measurement(name, float(value), "nats" if name == "loss" else "fraction" if 0 <= value <= 1 else "")
+                for name, value in plain.items()
+                if name not in _SPEED_METRICS and isinstance(value, (int, float))
+            ]
+    return []
+
+
+def _dataset_id(dataset: Any) -> str:
+    return getattr(getattr(dataset, "info", None), "dataset_name", None) or "the eval_dataset of the Trainer"
+
+
+def _method(trainer: Any) -> dict[str, Any]:
+    args = trainer.args
+    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16")
+    training = {name: getattr(args, name) for name in names} | {"steps": trainer.state.global_step}
+    compression = {k: v for k, v in trainer.compression.to_dict().items() if v is not None}
+    # The saved model is the 16- or 32-bit one; save_compressed writes the quantized copy.
+    compression.pop("quantization", None)
+    return {"architecture": type(trainer.model).__name__, **compression, "training": training}
+
+
+def write_card(trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """Write README.md into the output folder, from the start record and what is saved there."""
+    from hf_compress.hub.card import create_card
+
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    create_card(folder, run_records(trainer, folder), info=_card_info(trainer, *args, **kwargs))
+
+
+def _card_info(
+    trainer: Any,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    **hub: Any,
+) -> Any:
+    """Translate the arguments of `Trainer.create_model_card`."""
+    from hf_compress.hub.card import CardInfo
+
+    base = finetuned_from or getattr(getattr(trainer.model, "config", None), "name_or_path", None)
+    datasets = hub.get("dataset_tags") or hub.get("dataset") or ()
+    return CardInfo(
+        model_name=model_name or Path(trainer.args.output_dir).name,
+        base_model=base if base and not Path(base).exists() else None,
+        license=license,
+        language=(language,) if isinstance(language, str) else tuple(language or ()),
+        datasets=(datasets,) if isinstance(datasets, str) else tuple(datasets),
+        tags=(tags,) if isinstance(tags, str) else tuple(tags or ()),
+    )
+
+
+def push_trainer(trainer: Any, options: Mapping[str, Any], blocking: bool, **card: Any) -> Any:
+    """Save, write the card and upload the output folder in one commit; see `CompressionMixin.push_to_hub`."""
+    from hf_compress.hub.push import push
+
+    trainer.save_model(_internal_call=True)
+    if not trainer.is_world_process_zero():
+        return None
+    args = trainer.args
+    repo_id = trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
+    trainer.create_model_card(**{"model_name": repo_id.split("/")[-1], **card})
+    options = {
+        "commit_message": options["commit_message"],
+        "token": options["token"] or args.hub_token,
+        "revision": options["revision"] or args.hub_revision,
+        "private": args.hub_private_repo if options["private"] is None else options["private"],
+    }
+    if blocking:
+        return push(args.output_dir, repo_id, **options)
+    executor = ThreadPoolExecutor(max_workers=1)
+    future = executor.submit(push, args.output_dir, repo_id, **options)
+    executor.shutdown(wait=False)
+    return future

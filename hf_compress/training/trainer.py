@@ -1,0 +1,55 @@
+"""The Trainer drop-ins.
+
+Level: glue.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from hf_compress.config import CompressionConfig
+from hf_compress.distillation.config import DistillationConfig
+from hf_compress.pruning.config import PruningConfig
+from hf_compress.training.mixin import CompressionMixin
+
+
+class CompressionTrainer(CompressionMixin, Trainer):
+    """`transformers.Trainer` with `compression=CompressionConfig(...)` and `teacher=`."""
+
+
+class DistillationTrainer(CompressionTrainer):
+    """A Trainer that learns from a teacher.
+
+    Args:
+        *args: of `Trainer`.
+        distillation: temperature and weights; the defaults if not given.
+        teacher: a model, a folder or a Hub id.
+        **kwargs: of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        distillation: DistillationConfig | None = None,
+        teacher: nn.Module | str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = CompressionConfig(distillation=distillation or DistillationConfig())
+        super().__init__(*args, compression=config, teacher=teacher, **kwargs)
+
+
+class PruningTrainer(CompressionTrainer):
+    """A Trainer that prunes gradually.
+
+    Args:
+        *args: of `Trainer`.
+        pruning: what to prune, how far and when; the defaults if not given.
+        **kwargs: of `Trainer`.
+    """
+
+    def __init__(self, *args: Any, pruning: PruningConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, compression=CompressionConfig(pruning=pruning or PruningConfig()), **kwargs)

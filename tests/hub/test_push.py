@@ -1,0 +1,279 @@
+"""Pushes to a local Hub: what arrives, what is refused, and what each failure says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+from pathlib import Path
+
+import pytest
+
+from hf_compress.errors import HubError, PushRefusedError
+from hf_compress.hub.push import PushResult, push
+
+from .folders import read_folder
+from .hub_server import HubServer
+
+REPO = "tester/small"
+
+
+def test_what_arrives_is_what_is_in_the_folder_in_one_commit(hub: HubServer, model: Path) -> None:
+    result = push(model, REPO, commit_message="A smaller model")
+    assert hub.files(REPO) == read_folder(model)
+    (commit,) = hub.commits(REPO)
+    assert commit.message == "A smaller model"
+    assert commit.lfs == {"model.safetensors"}
+    assert (result.repo_id, result.endpoint, result.oid, result.dry_run) == (REPO, hub.url, commit.oid, False)
+    assert result.commit_url == f"{hub.url}/{REPO}/commit/{commit.oid}"
+    assert result.notes == ()
+
+
+def test_what_was_pushed_can_be_downloaded(hub: HubServer, model: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    push(model, REPO)
+    assert read_folder(Path(snapshot_download(REPO, endpoint=hub.url))) == read_folder(model)
+
+
+def test_dry_run_asks_nothing_and_lists_what_a_push_sends(hub: HubServer, model: Path) -> None:
+    (model / "training_args.bin").write_bytes(pickle.dumps({}))
+    (model / "checkpoint-1").mkdir()
+    (model / "checkpoint-1" / "optimizer.pt").write_bytes(pickle.dumps({}))
+    dry = push(model, REPO, dry_run=True)
+    assert hub.requests == []
+    sent = push(model, REPO)
+    assert dry.files == sent.files
+    assert dict(dry.files) == {p: len(data) for p, data in hub.files(REPO).items()}
+    assert {path for path, _ in dry.left_out} == {"training_args.bin", "checkpoint-1/"}
+    assert dry.dry_run
+    assert dry.oid is dry.commit_url is None
+
+
+def test_results_are_readable_and_plain(hub: HubServer, model: Path) -> None:
+    (model / "README.md").unlink()
+    (model / "trainer_state.json").write_text("{}")
+    result = push(model, "small", token=hub.token)
+    assert json.loads(json.dumps(result.to_dict()))["files"][0] == {"path": "1_Pooling/config.json", "size": 2}
+    text = result.to_text()
+    for part in ("sent 4 files", REPO, hub.url, "config.json", "trainer_state.json (training state", "no README.md"):
+        assert part in text
+    for shown in (text, repr(result), json.dumps(result.to_dict())):
+        assert hub.token not in shown
+    (model / "model.safetensors").unlink()
+    assert "would send" in push(model, REPO, dry_run=True).to_text()
+    assert push(model, REPO, dry_run=True).notes[1:] == ("there are no weights",)
+
+
+def test_a_second_push_sends_only_what_changed(hub: HubServer, model: Path) -> None:
+    first = push(model, REPO)
+    assert push(model, REPO).oid == first.oid
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    push(model, REPO)
+    assert len(hub.commits(REPO)) == 2
+    assert hub.files(REPO) == read_folder(model)
+    assert sum(r.method == "PUT" for r in hub.requests) == 1
+
+
+def test_branches(hub: HubServer, model: Path) -> None:
+    with pytest.raises(HubError, match="no such repo"):
+        push(model, REPO, revision="v2")
+    push(model, REPO)
+    with pytest.raises(HubError, match="create it first"):
+        push(model, REPO, revision="v2")
+    from huggingface_hub import HfApi
+
+    HfApi(endpoint=hub.url).create_branch(REPO, branch="v2")
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    assert push(model, REPO, revision="v2").revision == "v2"
+    assert hub.files(REPO, "v2") == read_folder(model) != hub.files(REPO)
+
+
+def test_a_missing_branch_leaves_no_empty_repo(hub: HubServer, model: Path) -> None:
+    with pytest.raises(HubError):
+        push(model, REPO, revision="v2")
+    assert hub.repos == {}
+
+
+def test_private(hub: HubServer, model: Path) -> None:
+    push(model, REPO, private=True)
+    assert hub.repos[REPO].private
+    push(model, "tester/open")
+    with pytest.raises(HubError, match="found it public; nothing was sent"):
+        push(model, "tester/open", private=True)
+    assert len(hub.commits("tester/open")) == 1
+
+
+def test_servers_without_xet(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    push(model, REPO)
+    assert hub.files(REPO) == read_folder(model)
+    assert len(hub.commits(REPO)) == 1
+
+
+BAD_FILES = {
+    "pickle": ("model.safetensors", pickle.dumps([1]), "a pickle"),
+    "token": ("config.json", b'{"t": "hf_' + b"aB3" * 11 + b'"}', "an access token"),
+    "home path": ("config.json", b'{"p": "/home/jane/x"}', "home folder"),
+    "python": ("x.py", b"", "auto_map"),
+    "yaml": ("README.md", b"---\na: [\n---\n", "cannot be read"),
+    "python tag": ("README.md", b"---\nn: !!python/object/apply:os.getcwd []\n---\n", "cannot be read"),
+    "yaml list": ("README.md", b"---\n- a\n---\n", "cannot be read"),
+    "license": ("README.md", b"---\nlicense: 2\n---\n", "expected a string"),
+    "metrics": ("README.md", b"---\nmodel-index:\n- name: x\n  results:\n  - task: 1\n---\n", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_refused_before_any_request(hub: HubServer, model: Path, kind: str, dry_run: bool) -> None:
+    name, data, message = BAD_FILES[kind]
+    (model / name).write_bytes(data)
+    with pytest.raises(PushRefusedError, match=message) as caught:
+        push(model, REPO, dry_run=dry_run)
+    assert name in str(caught.value)
+    assert hub.requests == []
+    assert hub.repos == {}
+
+
+def test_all_problems_are_in_one_error(hub: HubServer, model: Path) -> None:
+    for name, data, _ in BAD_FILES.values():
+        (model / name).write_bytes(data)
+    (model / "out.json").symlink_to("/etc/hostname")
+    with pytest.raises(PushRefusedError, match="5 problem") as caught:
+        push(model, REPO)
+    for name in ("model.safetensors", "config.json", "x.py", "README.md", "out.json"):
+        assert f"  {name}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "1_Pooling/config.json", "empty"])
+def test_what_is_no_model_folder_is_refused(hub: HubServer, model: Path, name: str) -> None:
+    (model / "empty").mkdir()
+    with pytest.raises(PushRefusedError, match=r"expected a model folder with config\.json"):
+        push(model / name, REPO)
+
+
+def test_adapters_are_models(hub: HubServer, model: Path) -> None:
+    (model / "config.json").rename(model / "adapter_config.json")
+    push(model, REPO)
+    assert hub.files(REPO) == read_folder(model)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a b", "", "a--b", "tester/x.git"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_malformed_names(hub: HubServer, model: Path, name: str, dry_run: bool) -> None:
+    with pytest.raises(HubError, match="expected a repo like"):
+        push(model, name, dry_run=dry_run)
+    assert hub.requests == []
+
+
+def failed_push(hub: HubServer, folder: Path, repo_id: str = REPO, token: str | None = None) -> str:
+    with pytest.raises(HubError) as caught:
+        push(folder, repo_id, token=token)
+    chain, error = [], caught.value
+    while error is not None:
+        chain.append(str(error))
+        error = (
+            None if error.__suppress_context__ and error.__cause__ is None else error.__cause__ or error.__context__
+        )
+    for secret in {hub.token, hub.read_only_token, token} - {None}:
+        assert not any(secret in text for text in chain)
+    return chain[0]
+
+
+def test_wrong_token(hub: HubServer, model: Path) -> None:
+    assert "hf auth login" in failed_push(hub, model, token="hf_" + "x" * 30)
+    assert hub.repos == {}
+
+
+def test_no_token(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert "set HF_TOKEN" in failed_push(hub, model)
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize("token", ["hf_secret\n", "hf_sécret12", "hf_ secret12", ""])
+def test_malformed_token(hub: HubServer, model: Path, token: str) -> None:
+    with pytest.raises(HubError, match="copy it again") as caught:
+        push(model, REPO, token=token)
+    assert "secret" not in str(caught.value)
+
+
+def test_read_only_token(hub: HubServer, model: Path) -> None:
+    assert "may not write there" in failed_push(hub, model, token=hub.read_only_token)
+    push(model, REPO)
+    (model / "config.json").write_text("{}")
+    assert "may not write there" in failed_push(hub, model, token=hub.read_only_token)
+    assert len(hub.commits(REPO)) == 1
+
+
+def test_somebody_elses_name(hub: HubServer, model: Path) -> None:
+    assert "use another name" in failed_push(hub, model, "google/small")
+
+
+@pytest.mark.parametrize("path", ["repos/create", "validate-yaml", "/commit/"])
+def test_outages_with_a_page_instead_of_an_answer(hub: HubServer, model: Path, path: str) -> None:
+    hub.fail_next(path, 503, b"<html><h1>Service Unavailable</h1></html>")
+    assert "push again" in failed_push(hub, model)
+    assert hub.repos == {} or hub.commits(REPO) == []
+    push(model, REPO)
+    assert hub.files(REPO) == read_folder(model)
+
+
+def test_a_portal_that_answers_everything(hub: HubServer, model: Path) -> None:
+    hub.fail_next("repos/create", 200, b"<html>please log in to this network</html>")
+    assert "no proxy answers in its place" in failed_push(hub, model)
+
+
+def test_a_card_that_only_the_hub_refuses(hub: HubServer, model: Path) -> None:
+    hub.fail_next("validate-yaml", 400, b'{"errors": [{"message": "unknown license"}]}', "application/json")
+    text = failed_push(hub, model)
+    assert "unknown license" in text
+    assert "README" in text
+
+
+def test_a_file_that_storage_refuses(hub: HubServer, model: Path) -> None:
+    hub.fail_next("^/lfs/", 403, b"expired", "text/plain")
+    assert "status 403" in failed_push(hub, model)
+    assert hub.commits(REPO) == []
+
+
+def test_server_down(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}/")
+        assert "cannot be reached" in failed_push(hub, model)
+
+
+@pytest.mark.parametrize("endpoint", ["not a url", "localhost:99", "http://[bad"])
+def test_malformed_endpoint(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert "HF_ENDPOINT" in failed_push(hub, model)
+
+
+def test_offline_mode(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "offline mode" in failed_push(hub, model)
+
+
+def test_a_lost_answer_says_that_the_commit_may_be_there(hub: HubServer, model: Path) -> None:
+    hub.lose_next_answer("/commit/")
+    assert "may have been made" in failed_push(hub, model)
+    result = push(model, REPO)
+    assert isinstance(result, PushResult)
+    assert len(hub.commits(REPO)) == 1
+
+
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_a_server_that_repeats_the_token(
+    hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    if source == "file":
+        from huggingface_hub import constants
+
+        monkeypatch.delenv("HF_TOKEN")
+        Path(constants.HF_HOME).mkdir(exist_ok=True)
+        Path(constants.HF_TOKEN_PATH).write_text(hub.token + "\n")
+    hub.fail_next("repos/create", 500, f"bad header Bearer {hub.token}".encode(), "text/plain")
+    assert "Bearer ***" in failed_push(hub, model)

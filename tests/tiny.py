@@ -1,0 +1,94 @@
+"""Tiny models and data for tests: made from configs and a seed, no download."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def bert(seed: int = 0, dropout: float = 0.0, **changes) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=50,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **{**WIDTH, **changes},
+    )
+    return BertForSequenceClassification(config)
+
+
+def bert_tokens(seed: int = 0) -> BertForTokenClassification:
+    model = bert(seed)
+    torch.manual_seed(seed)
+    model.config.num_labels = 3
+    return BertForTokenClassification(model.config)
+
+
+def llama(seed: int = 0, **changes) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(**{"vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1, **WIDTH, **changes})
+    return LlamaForCausalLM(config)
+
+
+def vit(seed: int = 0, **changes) -> ViTForImageClassification:
+    torch.manual_seed(seed)
+    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **{**WIDTH, **changes}))
+
+
+def sentences(count: int = 64, seed: int = 0, length: int = 8) -> list[dict[str, torch.Tensor]]:
+    """Classify by whether the first token is below 25; the rest is noise."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 50, (count, length), generator=generator)
+    mask = torch.ones_like(ids)
+    return [
+        {"input_ids": i, "attention_mask": m, "labels": (i[0] < 25).long()} for i, m in zip(ids, mask, strict=True)
+    ]
+
+
+def tagged(count: int = 32, seed: int = 0, length: int = 8) -> list[dict[str, torch.Tensor]]:
+    """Token labels 0-2 with a different number of ignored (-100) labels in each row."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = sentences(count, seed, length)
+    for i, row in enumerate(rows):
+        labels = torch.randint(0, 3, (length,), generator=generator)
+        labels[: 1 + i % (length - 1)] = -100
+        row["labels"] = labels
+    return rows
+
+
+def texts(count: int = 32, seed: int = 0, length: int = 8) -> list[dict[str, torch.Tensor]]:
+    """Language-model rows with a different number of ignored (-100) labels in each row."""
+    rows = sentences(count, seed, length)
+    for i, row in enumerate(rows):
+        labels = row["input_ids"].clone()
+        labels[: i % length] = -100
+        row["labels"] = labels
+    return rows
+
+
+def arguments(output_dir, **changes) -> TrainingArguments:
+    """Short, silent, deterministic CPU training."""
+    defaults = {
+        "max_steps": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 0,
+    }
+    return TrainingArguments(output_dir=str(output_dir), **{**defaults, **changes})
