@@ -1,0 +1,165 @@
+"""What the loss of a distilling Trainer is."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, DistillationTrainer, PruningConfig
+from hf_compress.errors import UnsupportedError
+
+CASES = {
+    "sentences": (tiny.bert, tiny.sentences),
+    "tokens": (tiny.bert_tokens, tiny.tagged),
+    "causal": (tiny.llama, tiny.texts),
+    "images": (
+        tiny.vit,
+        lambda n=32: [{"pixel_values": torch.randn(3, 8, 8), "labels": torch.tensor(i % 3)} for i in range(n)],
+    ),
+}
+
+
+def naive_loss(student, teacher, batch, causal, temperature, task_weight, logit_weight):
+    """Loop over samples and positions."""
+    labels = batch["labels"] if batch["labels"].dim() == 2 else batch["labels"][:, None]
+    student_logits, teacher_logits = (
+        m(**{k: v for k, v in batch.items() if k != "labels"}).logits for m in (student, teacher)
+    )
+    if student_logits.dim() == 2:
+        student_logits, teacher_logits = student_logits[:, None], teacher_logits[:, None]
+    task, divergence, count = 0.0, 0.0, 0
+    for row in range(len(labels)):
+        for position in range(labels.shape[1] - causal):
+            label = labels[row, position + causal]
+            if label == -100:
+                continue
+            s, t = student_logits[row, position], teacher_logits[row, position]
+            p, q = (t / temperature).softmax(-1), (s / temperature).softmax(-1)
+            divergence = divergence + temperature**2 * (p * (p.log() - q.log())).sum()
+            task = task + F.cross_entropy(s, label)
+            count += 1
+    return (task_weight * task + logit_weight * divergence) / count
+
+
+def trainer_of(make, data, folder, config=None, teacher=None, **arguments):
+    config = config or DistillationConfig(temperature=3.0, task_weight=0.3, logit_weight=0.9)
+    return DistillationTrainer(
+        make(0),
+        tiny.arguments(folder, **arguments),
+        distillation=config,
+        teacher=teacher or make(1),
+        train_dataset=data,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_equal_a_loop_over_positions(tmp_path, case):
+    make, data = CASES[case]
+    trainer = trainer_of(make, data(), tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    twin = copy.deepcopy(trainer.model).train()
+    naive_loss(twin, make(1).eval(), batch, int(case == "causal"), 3.0, 0.3, 0.9).backward()
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    for one, other in zip(trainer.model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("pruned", [False, True], ids=["distil", "distil+prune"])
+def test_batches_of_8_equal_4_accumulated_batches_of_2(tmp_path, case, pruned):
+    make, data = CASES[case]
+    rows = data()
+    config = CompressionConfig(DistillationConfig(), PruningConfig(sparsity=0.5, frequency=1) if pruned else None)
+    runs = []
+    for size, steps in ((8, 1), (2, 4)):
+        arguments = tiny.arguments(
+            tmp_path, max_steps=4, per_device_train_batch_size=size, gradient_accumulation_steps=steps, optim="sgd"
+        )
+        trainer = CompressionTrainer(make(0), arguments, compression=config, teacher=make(1), train_dataset=rows)
+        trainer.train()
+        runs.append(trainer)
+    for one, other in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    for name in ("loss", "grad_norm", "distillation_loss", "task_loss"):
+        logged = [[e[name] for e in t.state.log_history if name in e] for t in runs]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4), name
+        assert len(logged[0]) == 4
+
+
+def test_accumulation_is_right_for_pruning_alone_where_the_model_ignores_num_items(tmp_path):
+    """BERT's classification loss is a plain mean, whatever num_items_in_batch says."""
+    norms = []
+    for size, steps in ((8, 1), (2, 4)):
+        arguments = tiny.arguments(
+            tmp_path, max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=steps
+        )
+        config = CompressionConfig(pruning=PruningConfig())
+        trainer = CompressionTrainer(tiny.bert(), arguments, compression=config, train_dataset=tiny.sentences())
+        trainer.train()
+        norms.append([e["grad_norm"] for e in trainer.state.log_history if "grad_norm" in e])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_a_micro_batch_without_labels_adds_nothing_instead_of_nan(tmp_path):
+    rows = tiny.tagged(8)
+    for row in rows[:7]:
+        row["labels"][:] = -100
+    trainer = trainer_of(
+        tiny.bert_tokens, rows, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=8, max_steps=1
+    )
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert trainer.state.log_history[0]["task_loss"] > 0
+
+
+def test_without_labels_only_the_teacher_teaches(tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "labels"} for row in tiny.sentences()]
+    teacher = tiny.bert(1)
+    with torch.no_grad():
+        teacher.classifier.weight.mul_(50)
+    config = DistillationConfig(temperature=1.0, task_weight=0.5, logit_weight=1.0)
+    trainer = trainer_of(tiny.bert, rows, tmp_path, config, teacher, max_steps=60, learning_rate=5e-3)
+    trainer.train()
+    losses = [e["distillation_loss"] for e in trainer.state.log_history if "distillation_loss" in e]
+    assert "task_loss" not in trainer.state.log_history[0]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_evaluation_reports_the_task_loss_alone(tmp_path):
+    trainer = trainer_of(tiny.bert, tiny.sentences(), tmp_path)
+    trainer.eval_dataset = tiny.sentences(8, seed=5)
+    batch = trainer.data_collator(trainer.eval_dataset)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
+
+
+def test_float_labels_are_refused_when_they_appear(tmp_path):
+    rows = [{**row, "labels": torch.tensor([0.0, 1.0])} for row in tiny.sentences()]
+    with pytest.raises(UnsupportedError, match="floating-point"):
+        trainer_of(tiny.bert, rows, tmp_path).train()
+
+
+def test_own_loss_function_and_label_smoothing_keep_working(tmp_path):
+    def summed(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    norms = []
+    for extra in ({}, {"compute_loss_func": summed}):
+        for size, steps in ((8, 1), (2, 4)):
+            arguments = tiny.arguments(
+                tmp_path,
+                max_steps=1,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=steps,
+                label_smoothing_factor=0.0 if extra else 0.1,
+            )
+            trainer = DistillationTrainer(
+                tiny.bert(), arguments, teacher=tiny.bert(1), train_dataset=tiny.sentences(), **extra
+            )
+            trainer.train()
+            norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[2] == pytest.approx(norms[3], rel=1e-4)

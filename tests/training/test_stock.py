@@ -1,0 +1,75 @@
+"""What equals the stock Trainer."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from hf_compress import CompressionTrainer, PruningCallback, PruningConfig, PruningTrainer
+
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+def run(trainer_class, folder, **options):
+    arguments = tiny.arguments(folder, save_strategy="steps", save_steps=4, gradient_accumulation_steps=2)
+    trainer = trainer_class(tiny.bert(dropout=0.1), arguments, train_dataset=tiny.sentences(), **options)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+def test_without_compression_weights_logs_and_checkpoints_are_those_of_the_stock_trainer(tmp_path):
+    stock, ours = run(Trainer, tmp_path / "stock"), run(CompressionTrainer, tmp_path / "ours", compression=None)
+    files = {str(p.relative_to(tmp_path / "stock")) for p in (tmp_path / "stock").rglob("*")}
+    assert files == {str(p.relative_to(tmp_path / "ours")) for p in (tmp_path / "ours").rglob("*")}
+    for name in ("model.safetensors", "checkpoint-4/model.safetensors", "checkpoint-8/config.json"):
+        assert (tmp_path / "stock" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    for name in ("optimizer.pt", "scheduler.pt"):
+        one, other = (torch.load(tmp_path / who / "checkpoint-8" / name) for who in ("stock", "ours"))
+        assert same(one, other)
+    logs = [[{k: v for k, v in e.items() if k not in TIMES} for e in t.state.log_history] for t in (stock, ours)]
+    assert logs[0] == logs[1]
+    states = [
+        json.loads((tmp_path / who / "checkpoint-8/trainer_state.json").read_text()) for who in ("stock", "ours")
+    ]
+    assert states[0] == states[1]
+
+
+def test_pruning_nothing_gives_the_stock_weights(tmp_path):
+    """One micro-batch a step, so the loss is the stock Trainer's too."""
+    weights = []
+    for cls, extra in ((Trainer, {}), (PruningTrainer, {"pruning": PruningConfig(sparsity=0.0)})):
+        trainer = cls(tiny.bert(dropout=0.1), tiny.arguments(tmp_path), train_dataset=tiny.sentences(), **extra)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert same(*weights)
+
+
+def test_the_callback_prunes_in_a_stock_trainer_as_the_pruning_trainer_does(tmp_path):
+    config = PruningConfig(sparsity=0.6, frequency=1)
+    stock = run(Trainer, tmp_path / "stock", callbacks=[PruningCallback(config)])
+    assert stock.state.log_history[-2]["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    saved = load_file(tmp_path / "stock" / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert int((saved[name] == 0).sum()) == round(0.6 * saved[name].numel())
+    resumed = Trainer(
+        tiny.bert(dropout=0.1),
+        stock.args,
+        train_dataset=tiny.sentences(),
+        callbacks=[PruningCallback(config)],
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stock" / "checkpoint-4"))
+    assert same(resumed.model.state_dict(), stock.model.state_dict())
