@@ -17,6 +17,8 @@ from torch import nn
 
 from hf_compress.errors import OutputExistsError, QuantizationError
 from hf_compress.imports import require
+from hf_compress.measure import load
+from hf_compress.measure.inputs import dummy_inputs
 from hf_compress.quantization.config import QuantizationConfig
 
 # What else makes a model folder usable: tokenizers, processors, generation settings, licences.
@@ -46,13 +48,16 @@ def quantize(source: str | Path, output: str | Path, config: QuantizationConfig 
 
     Raises:
         OutputExistsError: if `output` already holds something.
+        ConfigError: if `source` is no saved model.
         QuantizationError: if the model is quantized already, has no linear layer to quantize, or loads back
             differently. Nothing is written then.
     """
     require("bitsandbytes", "quantization to 8 and 4 bit")
     config = config or QuantizationConfig()
     source, output = Path(source), Path(output)
-    model_class = _model_class(source)
+    model_class = load.model_class(source)
+    if load.is_quantized(source):
+        raise QuantizationError(f"{source.name} is quantized already; start from its 16- or 32-bit source")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -112,21 +117,6 @@ def head_modules(model: nn.Module) -> list[str]:
     return sorted(heads | {name for name, module in model.named_modules() if module is output})
 
 
-def _model_class(source: Path) -> Any:
-    import transformers
-
-    if not (source / "config.json").is_file():
-        raise QuantizationError(f"{source} is no model folder: it has no config.json; save the model there first")
-    config = transformers.AutoConfig.from_pretrained(source)
-    if getattr(config, "quantization_config", None) is not None:
-        raise QuantizationError(f"{source.name} is quantized already; start from its 16- or 32-bit source")
-    names = config.architectures or []
-    model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        raise QuantizationError(f"the config of {source.name} names no class of transformers (architectures={names})")
-    return model_class
-
-
 def _load_quantized(model_class: Any, source: Path, config: QuantizationConfig) -> Any:
     from transformers import AutoConfig
 
@@ -145,8 +135,6 @@ def _load_quantized(model_class: Any, source: Path, config: QuantizationConfig) 
 
 @torch.inference_mode()
 def _check_reload(model: Any, model_class: Any, folder: Path) -> None:
-    from hf_compress.measure.inputs import dummy_inputs
-
     inputs = dummy_inputs(model, batch_size=2)
     expected = model(**inputs)[0].float()
     found = model_class.from_pretrained(folder, device_map={"": model.device}).eval()(**inputs)[0].float()
