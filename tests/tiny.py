@@ -38,7 +38,9 @@ def bert_tokens(seed: int = 0) -> BertForTokenClassification:
 
 def llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    config = LlamaConfig(**{"vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1, **WIDTH, **changes})
+    config = LlamaConfig(
+        **{"vocab_size": 50, "max_position_embeddings": 32, "num_key_value_heads": 1, **WIDTH, **changes}
+    )
     return LlamaForCausalLM(config)
 
 

@@ -10,12 +10,13 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hf_compress.errors import CheckpointError
 from hf_compress.pruning.checkpoint import STATE_FILE
 
 
-def last_complete_checkpoint(output_dir: str | Path, **needs: bool | int) -> Path | None:
+def last_complete_checkpoint(output_dir: str | Path, **needs: Any) -> Path | None:
     """Return the newest whole `checkpoint-N` folder in `output_dir`, or None; `needs` as for `checkpoint_faults`."""
     folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _step(p) is not None]
     for folder in sorted(folders, key=lambda p: _step(p) or 0, reverse=True):
@@ -24,7 +25,7 @@ def last_complete_checkpoint(output_dir: str | Path, **needs: bool | int) -> Pat
     return None
 
 
-def require_complete(folder: str | Path, **needs: bool | int) -> Path:
+def require_complete(folder: str | Path, **needs: Any) -> Path:
     """Return `folder` if it is a whole checkpoint.
 
     Raises:

@@ -18,7 +18,6 @@ from transformers import Trainer
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
 from hf_compress.distillation.objective import DistillationObjective
-from hf_compress.distillation.reduce import valid_positions
 from hf_compress.distillation.teacher import Teacher, load_teacher_model
 from hf_compress.errors import ConfigError
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding
@@ -26,11 +25,15 @@ from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
+from hf_compress.training.scaling import LossScale
 
 logger = logging.getLogger(__name__)
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
-_Base = Trainer if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
 
 
 class CompressionMixin(_Base):
@@ -75,8 +78,7 @@ class CompressionMixin(_Base):
             loaded = teacher if isinstance(teacher, nn.Module) else load_teacher_model(teacher)
             placed = Teacher(loaded, self.args.device)
             self._objective = DistillationObjective(compression.distillation, placed, self.model)
-        self._alignment = alignment_of(self.model)
-        self._items: torch.Tensor | None = None
+        self._scale = LossScale(alignment_of(self.model))
         self._terms: dict[str, torch.Tensor] = {}
         self._terms_since = 0
         # compute_loss below divides by the items of the whole accumulated batch itself.
@@ -95,20 +97,10 @@ class CompressionMixin(_Base):
     ) -> tuple[list, torch.Tensor | int | None]:
         """Collect the micro-batches of one optimizer step and count the items that its loss is divided by."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._changes_loss and batches:
-            self._items = torch.stack([self._count(batch) for batch in batches]).sum().to(device)
-            if self._averages_over_processes:
-                self._items = self.accelerator.gather(self._items[None]).sum()
+        if self._changes_loss:
+            over_ranks = self.args.average_tokens_across_devices and self.args.world_size > 1
+            self._scale.collect(batches, device, self.accelerator if over_ranks else None)
         return batches, num_items
-
-    @property
-    def _averages_over_processes(self) -> bool:
-        return self.args.average_tokens_across_devices and self.args.world_size > 1
-
-    def _count(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return how many samples or tokens of `batch` count, 0-D."""
-        tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        return valid_positions(tensors, self._alignment).sum()
 
     def compute_loss(
         self,
@@ -145,24 +137,18 @@ class CompressionMixin(_Base):
         if self.compute_loss_func is not None:
             loss, outputs = super().compute_loss(model, inputs, True, num_items)
             return loss.mean(), outputs
-        local = self._count(inputs)
+        local = self._scale.count(inputs)
         # Without num_items_in_batch every model returns the mean over its labels; many (BERT among them) ignore it.
         loss, outputs = super().compute_loss(model, inputs, True, None)
         # A micro-batch without any label has the mean NaN and no gradient.
         mean = torch.where(local > 0, loss.mean(), torch.zeros_like(loss.mean()))
-        return mean * self._share(local), outputs
+        return mean * self._scale.share(local), outputs
 
     def _divergence(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         logits = outputs["logits"] if isinstance(outputs, Mapping) else next(o for o in outputs if o.dim() > 1)
         with self.accelerator.autocast():
             total, count = self._objective(logits, inputs)  # type: ignore[misc]
-        return total / max(count, 1) * self._share(torch.tensor(count, device=total.device))
-
-    def _share(self, local: torch.Tensor) -> torch.Tensor:
-        """Return `local` over the items of the whole accumulated batch, times what averaging over ranks divides by."""
-        items = local if self._items is None else self._items
-        world = self.accelerator.num_processes if self._averages_over_processes else 1
-        return local * world / items.clamp_min(1)
+        return total / max(count, 1) * self._scale.share(torch.tensor(count, device=total.device))
 
     def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self._terms[name] = self._terms.get(name, 0) + value.detach()

@@ -45,7 +45,7 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path) -> None:
             pruner.check({name: file.get_tensor(name) for name in names})
     if found != pruner.masks.keys():
         # transformers 5 saves some architectures under their old names (ViT's layers, for one).
-        saved = dict(type(model).from_pretrained(folder).named_parameters())  # type: ignore[attr-defined]
+        saved = dict(type(model).from_pretrained(folder).named_parameters())
         if not pruner.masks.keys() <= saved.keys():
             raise SparsityError(f"{folder.name} does not hold the masked weights of {type(model).__name__}")
         pruner.check(saved)
@@ -95,7 +95,7 @@ def run_records(trainer: Any, folder: Path) -> list[Record]:
     after the last one.
     """
     before, after = _evaluation(trainer, 0), _evaluation(trainer, trainer.state.global_step)
-    dataset = {}
+    dataset: dict[str, Any] = {}
     if after:
         rows = trainer.eval_dataset
         dataset = {"id": _dataset_id(rows), "split": str(getattr(rows, "split", None) or "evaluation")}

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, QuantizationConfig
+from hf_compress.errors import ConfigError
+from hf_compress.measure.config import MeasureSettings
+
+CONFIGS = [
+    PruningConfig(sparsity=0.8, scope="global", include=("encoder",)),
+    DistillationConfig(temperature=4),
+    QuantizationConfig("nf4", skip_modules=("lm_head",)),
+    CompressionConfig(DistillationConfig(), PruningConfig(), QuantizationConfig()),
+    CompressionConfig(pruning=PruningConfig(structure="ffn")),
+    MeasureSettings(batch_sizes=(1, 8)),
+]
+NAMES = [type(c).__name__ + str(i) for i, c in enumerate(CONFIGS)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_round_trip_through_plain_data_and_files(config, ending, tmp_path):
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config.save(tmp_path / f"config.{ending}")
+    assert type(config).load(tmp_path / f"config.{ending}") == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_configs_are_frozen_and_every_option_is_explained(config):
+    with pytest.raises(AttributeError):
+        setattr(config, next(iter(config.to_dict())), 1)
+    assert all(f.metadata.get("help") for f in config.__dataclass_fields__.values())
+
+
+def test_all_problems_are_reported_at_once_with_the_near_name():
+    data = {
+        "prunning": {},
+        "pruning": {"sparsity": 2, "freqency": 5, "begin": 0.9, "end": 0.1},
+        "distillation": {"temperature": 0},
+    }
+    with pytest.raises(ConfigError) as caught:
+        CompressionConfig.from_dict(data)
+    message = str(caught.value)
+    for part in (
+        "unknown option 'prunning' (did you mean 'pruning'?)",
+        "unknown option 'freqency' (did you mean 'frequency'?)",
+        "sparsity must be at least 0 and below 1, found 2",
+        "found begin=0.9, end=0.1",
+        "temperature must be above 0, found 0",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PruningConfig(sparsity="half"), "sparsity must be a number, found 'half'"),
+        (lambda: PruningConfig(frequency=2.5), "frequency must be a whole number"),
+        (lambda: PruningConfig(frequency=True), "frequency must be a whole number"),
+        (lambda: PruningConfig(frequency=0), "frequency must be at least 1"),
+        (lambda: PruningConfig(sparsity=float("nan")), "sparsity must be at least 0"),
+        (lambda: PruningConfig(initial_sparsity=0.6), "between 0 and sparsity"),
+        (lambda: PruningConfig(scope="local"), "'uniform' or 'global'"),
+        (lambda: PruningConfig(structure="ffn", scope="global"), "which no config can say"),
+        (lambda: PruningConfig(structure="ffn", include=("x",)), "structure='unstructured' only"),
+        (lambda: DistillationConfig(task_weight=-1), "task_weight must be at least 0"),
+        (lambda: DistillationConfig(logit_weight=0), "the teacher would do nothing"),
+        (lambda: QuantizationConfig(scheme="int4"), "scheme must be one of int8, nf4, fp4"),
+        (lambda: QuantizationConfig(compute_dtype="half"), "compute_dtype must be one of"),
+        (lambda: CompressionConfig(), "nothing to do"),
+        (lambda: CompressionConfig(pruning={"sparsity": 0.5}), "pruning must be PruningConfig or none"),
+        (lambda: CompressionConfig.from_dict([1]), "expected a mapping"),
+        (lambda: PruningConfig.load("nowhere.json"), "there is no file"),
+    ],
+)
+def test_bad_values_are_refused_with_what_was_expected_and_found(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_file_that_does_not_parse_is_refused(tmp_path):
+    (tmp_path / "bad.yaml").write_text("sparsity: [")
+    with pytest.raises(ConfigError, match=r"bad.yaml cannot be read"):
+        PruningConfig.load(tmp_path / "bad.yaml")
