@@ -5,8 +5,6 @@ Level: glue. With `compression=None` every method hands over to the Trainer belo
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +17,19 @@ from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
 from hf_compress.distillation.objective import DistillationObjective
 from hf_compress.distillation.teacher import Teacher, load_teacher_model
-from hf_compress.errors import ConfigError
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.scaling import LossScale
-
-logger = logging.getLogger(__name__)
+from hf_compress.training.setup import check_arguments, keep_training_state_home, refuse_empty
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
+_Base = Trainer if TYPE_CHECKING else object
 
 
-class CompressionMixin(_Base):
+class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
     """Adds `compression=` and `teacher=` to a Trainer: `class MyTrainer(CompressionMixin, SFTTrainer): ...`.
 
     Args:
@@ -59,7 +52,7 @@ class CompressionMixin(_Base):
         teacher: nn.Module | str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(compression, teacher)
+        check_arguments(compression, teacher)
         self.compression = compression
         self.pruner: Pruner | None = None
         self._objective: DistillationObjective | None = None
@@ -84,7 +77,7 @@ class CompressionMixin(_Base):
         # compute_loss below divides by the items of the whole accumulated batch itself.
         self.loss_is_scaled_for_ga = True
         self._start_record = start_record(self)
-        _keep_training_state_home(self)
+        keep_training_state_home(self)
 
     # ---- Loss ----
 
@@ -188,8 +181,11 @@ class CompressionMixin(_Base):
         """Train; `resume_from_checkpoint=True` takes the newest checkpoint that was written completely.
 
         Raises:
-            CheckpointError: if the checkpoint asked for is incomplete, or there is none.
+            CheckpointError: if the checkpoint asked for is incomplete.
+            DataError: if the training dataset is empty.
         """
+        if self.compression is not None:
+            refuse_empty(self.train_dataset)
         if self.compression is None or not resume_from_checkpoint:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         needs: dict[str, Any] = {
@@ -269,29 +265,3 @@ class CompressionMixin(_Base):
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         options = {"commit_message": commit_message, "token": token, "revision": revision, "private": private}
         return push_trainer(self, options, blocking=blocking, **kwargs)
-
-
-def _check_arguments(compression: Any, teacher: Any) -> None:
-    if compression is not None and not isinstance(compression, CompressionConfig):
-        raise ConfigError(
-            f"compression must be a CompressionConfig (CompressionConfig.from_dict reads plain data), found "
-            f"{type(compression).__name__}"
-        )
-    distils = compression is not None and compression.distillation is not None
-    if distils and teacher is None:
-        raise ConfigError("distillation needs a teacher: pass teacher= a model, a folder or a Hub id")
-    if teacher is not None and not distils:
-        raise ConfigError("a teacher was given, but compression has no distillation: add DistillationConfig()")
-
-
-def _keep_training_state_home(trainer: Any) -> None:
-    from transformers.trainer_utils import HubStrategy
-
-    if trainer.args.push_to_hub and trainer.args.hub_strategy != HubStrategy.END:
-        logger.warning(
-            "hub_strategy=%r uploads pickles (training_args.bin) in the background while training; this run pushes "
-            "at the end instead (hub_strategy='end')",
-            trainer.args.hub_strategy.value,
-        )
-        trainer.args = copy.copy(trainer.args)
-        trainer.args.hub_strategy = HubStrategy.END
