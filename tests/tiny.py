@@ -80,6 +80,13 @@ def texts(count: int = 32, seed: int = 0, length: int = 8) -> list[dict[str, tor
     return rows
 
 
+def images(count: int = 32, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """Three classes of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(count, 3, 8, 8, generator=generator)
+    return [{"pixel_values": p, "labels": torch.tensor(i % 3)} for i, p in enumerate(pixels)]
+
+
 def arguments(output_dir, **changes) -> TrainingArguments:
     """Short, silent, deterministic CPU training."""
     defaults = {

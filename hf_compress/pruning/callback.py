@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.errors import UnsupportedError
 from hf_compress.pruning.checkpoint import load_pruning_state, save_pruning_state
 from hf_compress.pruning.config import PruningConfig
 from hf_compress.pruning.pruner import Pruner
+from hf_compress.training.restore import RestoreWeights
 
 logger = logging.getLogger(__name__)
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(RestoreWeights):
     """Prunes the model of the Trainer that it is added to.
 
     `Trainer(..., callbacks=[PruningCallback(PruningConfig(sparsity=0.8))])`. Masks are saved into each checkpoint and
@@ -31,9 +32,8 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(self, pruning: PruningConfig | Pruner) -> None:
+        super().__init__()
         self.pruner = pruning if isinstance(pruning, Pruner) else Pruner(pruning)
-        # Set by a Trainer that knows which folder it resumes from; otherwise it is found by the step.
-        self.resume_folder: str | Path | None = None
 
     def on_train_begin(
         self,
@@ -47,12 +47,13 @@ class PruningCallback(TrainerCallback):
         refuse_sharding(args)
         if model is None:
             raise UnsupportedError("the Trainer gave the callback no model, so there is nothing to prune")
+        super().on_train_begin(args, state, control, model, **kwargs)
         self.pruner.attach(model)
         self.pruner.start(state.max_steps)
-        if state.global_step == 0:
+        folder = self.resumed_from(args, state)
+        if folder is None:
             self.pruner.step(0)
         else:
-            folder = self.resume_folder or Path(args.output_dir) / f"checkpoint-{state.global_step}"
             load_pruning_state(self.pruner, folder)
 
     def on_step_end(
@@ -92,6 +93,7 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make sure that the weights have the zeros that were asked for."""
+        super().on_train_end(args, state, control, **kwargs)
         self.pruner.check()
         if not self.pruner.is_final(state.global_step):
             logger.warning(

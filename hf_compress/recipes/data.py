@@ -91,6 +91,8 @@ def _load(task: TaskConfig) -> Any:
         return load_dataset(task.dataset, task.dataset_config, revision=task.revision)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataError(f"the dataset {task.dataset or dict(task.files)} was not found: {error}") from error
+    except ValueError as error:  # an unknown configuration name, or files without any row
+        raise DataError(f"the dataset {task.dataset or dict(task.files)} cannot be loaded: {error}") from error
 
 
 def _file_kind(files: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from hf_compress.recipes.config import RecipeConfig
 
 _BUILTIN = Path(__file__).parent / "builtin"
 _MARK = "recipe.json"
+# What a mark keeps of a stage that says how training went rather than what was done.
+_LOGS = ("history", "validation")
 
 
 def builtin_recipes() -> list[str]:
@@ -108,9 +111,14 @@ def run_recipe(
         OutputExistsError: if the folder holds something else.
     """
     config = load_recipe(recipe, overrides)
+    from transformers.utils import logging
+
     from hf_compress.recipes.stages import check_stages
 
     check_stages(config)
+    if not sys.stderr.isatty():
+        # A log file gets the lines of recipes.progress instead of bars.
+        logging.disable_progress_bar()
     run = Path(output_dir) if output_dir is not None else Path("runs") / config.name
     _claim(run, config)
     command = "hf-compress run " + " ".join([str(_portable(recipe, config)), *(f"--set {o}" for o in overrides)])
@@ -221,7 +229,7 @@ class Run:
         own, methods = {}, {}
         for stage in self.config.stages:
             mark = json.loads((self.folder / "state" / f"{stage.name}.json").read_text(encoding="utf-8"))
-            own[stage.name] = {k: v for k, v in mark["method"].items() if v is not None and k != "history"}
+            own[stage.name] = {k: v for k, v in mark["method"].items() if v is not None and k not in _LOGS}
         for stage in self.config.stages:
             chain, name = [], stage.name
             while name in own:

@@ -123,7 +123,7 @@ def train(context: StageContext) -> Mapping[str, Any]:
     from transformers import TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    from hf_compress.recipes.progress import ProgressLines
+    from hf_compress.recipes.progress import ProgressLines, say
     from hf_compress.recipes.tasks import accuracy
     from hf_compress.training.checkpoint import last_complete_checkpoint
     from hf_compress.training.publish import check_saved_zeros
@@ -151,7 +151,9 @@ def train(context: StageContext) -> Mapping[str, Any]:
     task.processing_class.save_pretrained(context.output)
     if trainer.pruner is not None:
         check_saved_zeros(trainer.pruner, trainer.model, context.output)
-    return _training_method(stage, options, trainer)
+    validation = task.evaluate(trainer.model, "validation") if "validation" in task.rows else {}
+    say(f"  {stage.name} on the validation split: " + ", ".join(f"{k} {v:.4f}" for k, v in validation.items()))
+    return {**_training_method(stage, options, trainer), "validation": validation}
 
 
 def initial_model(context: StageContext) -> Any:

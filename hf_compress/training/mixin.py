@@ -22,6 +22,7 @@ from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
+from hf_compress.training.restore import RestoreWeights
 from hf_compress.training.scaling import LossScale
 from hf_compress.training.setup import check_arguments, keep_training_state_home, refuse_empty
 
@@ -66,7 +67,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             # Fails now, before training, if there is nothing to prune; on_train_begin attaches again.
             self.pruner.attach(self.model)
             self._pruning_callback = PruningCallback(self.pruner)
-            self.add_callback(self._pruning_callback)
+        self._restore = self._pruning_callback or RestoreWeights()
+        self.add_callback(self._restore)
         if compression.distillation is not None and teacher is not None:
             loaded = teacher if isinstance(teacher, nn.Module) else load_teacher_model(teacher)
             placed = Teacher(loaded, self.args.device)
@@ -199,8 +201,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             folder: str | Path | bool = found if found is not None else True
         else:
             folder = require_complete(resume_from_checkpoint, **needs)
-        if self._pruning_callback is not None and folder is not True:
-            self._pruning_callback.resume_folder = Path(str(folder))
+        if folder is not True:
+            self._restore.resume_folder = Path(str(folder))
         return super().train(folder if folder is True else str(folder), *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 
+from hf_compress.architecture.saved import saved_weights
 from hf_compress.errors import OutputExistsError, SparsityError
 from hf_compress.measure.environment import environment
 from hf_compress.measure.record import Measurement, Record
@@ -29,26 +29,16 @@ _SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_pr
 def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path) -> None:
     """Make sure that the weights saved in `folder` are zero where the masks of `pruner` are.
 
-    Args:
-        pruner: with its masks.
-        model: that was saved; its class reads the file back if the file has other names for the weights.
-        folder: of the saved model.
-
     Raises:
-        SparsityError: if masked weights are not zero in the file.
+        SparsityError: if they are not, or masked weights are missing in the file.
     """
-    found: set[str] = set()
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = pruner.masks.keys() & set(file.keys())
-            found |= names
-            pruner.check({name: file.get_tensor(name) for name in names})
-    if found != pruner.masks.keys():
-        # transformers 5 saves some architectures under their old names (ViT's layers, for one).
-        saved = dict(type(model).from_pretrained(folder).named_parameters())
-        if not pruner.masks.keys() <= saved.keys():
-            raise SparsityError(f"{folder.name} does not hold the masked weights of {type(model).__name__}")
-        pruner.check(saved)
+    saved = saved_weights(model, folder, set(pruner.masks))
+    lost = sorted(pruner.masks.keys() - saved.keys())
+    if lost:
+        raise SparsityError(
+            f"{folder.name} lacks {len(lost)} masked weights of {type(model).__name__}, e.g. {lost[0]}"
+        )
+    pruner.check(saved)
 
 
 def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:

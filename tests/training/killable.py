@@ -1,4 +1,4 @@
-"""A training run that kills itself with SIGKILL: python killable.py OUTPUT TRIGGER.
+"""A training run that kills itself with SIGKILL: python killable.py OUTPUT TRIGGER MODEL.
 
 TRIGGER: never, step:N (when step N ends), write:N:FILE (while checkpoint-N/FILE is being written), resume (go on).
 """
@@ -55,18 +55,20 @@ def die_while_writing(step: str, name: str) -> None:
     mixin.save_pruning_state = state
 
 
-def main(output: str, trigger: str) -> None:
+def main(output: str, trigger: str, model: str) -> None:
     torch.set_num_threads(1)
     kind, *rest = trigger.split(":")
     callbacks = [DieAtStep(int(rest[0]))] if kind == "step" else []
     if kind == "write":
         die_while_writing(*rest)
+    make, rows = {"bert": (tiny.bert, tiny.sentences()), "vit": (tiny.vit, tiny.images())}[model]
+    dropout = {"bert": {"dropout": 0.1}, "vit": {"hidden_dropout_prob": 0.1}}[model]
     trainer = CompressionTrainer(
-        tiny.bert(dropout=0.1),
+        make(0, **dropout),
         tiny.arguments(output, max_steps=12, save_strategy="steps", save_steps=3, gradient_accumulation_steps=2),
         compression=CompressionConfig(DistillationConfig(), PruningConfig(sparsity=0.7, frequency=2)),
-        teacher=tiny.bert(1),
-        train_dataset=tiny.sentences(),
+        teacher=make(1),
+        train_dataset=rows,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=True if kind == "resume" else None)

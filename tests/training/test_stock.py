@@ -5,7 +5,6 @@ import json
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
 from transformers import Trainer
 
 from hf_compress import CompressionTrainer, PruningCallback, PruningConfig, PruningTrainer
@@ -58,18 +57,22 @@ def test_pruning_nothing_gives_the_stock_weights(tmp_path):
     assert same(*weights)
 
 
-def test_the_callback_prunes_in_a_stock_trainer_as_the_pruning_trainer_does(tmp_path):
-    config = PruningConfig(sparsity=0.6, frequency=1)
-    stock = run(Trainer, tmp_path / "stock", callbacks=[PruningCallback(config)])
-    assert stock.state.log_history[-2]["sparsity"] == pytest.approx(0.6, abs=1e-3)
-    saved = load_file(tmp_path / "stock" / "model.safetensors")
-    name = "bert.encoder.layer.0.output.dense.weight"
-    assert int((saved[name] == 0).sum()) == round(0.6 * saved[name].numel())
-    resumed = Trainer(
-        tiny.bert(dropout=0.1),
-        stock.args,
-        train_dataset=tiny.sentences(),
-        callbacks=[PruningCallback(config)],
+@pytest.mark.parametrize("make", [tiny.bert, tiny.vit], ids=["bert", "vit"])
+def test_the_callback_in_a_stock_trainer_prunes_saves_and_resumes_exactly(tmp_path, make):
+    """The stock Trainer alone would not even load ViT's weights on resume."""
+    rows = tiny.sentences() if make is tiny.bert else tiny.images()
+    arguments = tiny.arguments(tmp_path, save_strategy="steps", save_steps=4)
+
+    def trainer():
+        callback = PruningCallback(PruningConfig(sparsity=0.6, frequency=1))
+        return Trainer(make(), arguments, train_dataset=rows, callbacks=[callback])
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    assert whole.state.log_history[-2]["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    name, weight = next(
+        (n, p) for n, p in whole.model.named_parameters() if n.endswith(("fc2.weight", "output.dense.weight"))
     )
-    resumed.train(resume_from_checkpoint=str(tmp_path / "stock" / "checkpoint-4"))
-    assert same(resumed.model.state_dict(), stock.model.state_dict())
+    assert int((weight == 0).sum()) == round(0.6 * weight.numel()), name
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert same(resumed.model.state_dict(), whole.model.state_dict())

@@ -1,0 +1,232 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hf_compress import run_recipe
+from hf_compress.errors import ConfigError, DataError, OutputExistsError, RecipeError
+from hf_compress.measure.record import load_records
+from hf_compress.recipes.recipe import builtin_recipes, load_recipe
+from hf_compress.recipes.stages import STAGES, check_stages
+
+# The built-in recipe with a smaller teacher and few steps.
+SHORT = [
+    "stages.teacher.config.num_hidden_layers=3",
+    "stages.teacher.config.hidden_size=64",
+    "stages.teacher.config.intermediate_size=128",
+    "stages.teacher.arguments.max_steps=12",
+    "stages.teacher.arguments.save_steps=4",
+    "stages.compressed.arguments.max_steps=12",
+    "stages.compressed.arguments.save_steps=4",
+    "task.max_samples=128",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run_recipe("digits", tmp_path_factory.mktemp("digits") / "run", overrides=SHORT)
+
+
+def test_a_run_writes_models_records_pictures_and_cards(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {"teacher", "student", "compressed", "shrunk", "quantized", "records", "README.md"} <= names
+    assert {"comparison.md", "quality_size.png", "quality_latency.png"} <= names
+    records = {r.model: r for r in load_records(finished / "records")}
+    assert [r.role for r in records.values()] == ["baseline", "intermediate", "result"]
+    assert all(r.get("accuracy").value > 0 for r in records.values())
+    assert {r.dataset["samples"] for r in records.values()} == {128}
+    card = (finished / "quantized" / "README.md").read_text()
+    assert card == (finished / "README.md").read_text()
+    shown = records["quantized"].get("accuracy").value
+    assert f"{100 * shown:.2f} %" in card
+
+
+def test_the_shrunk_model_is_plain_and_has_half_the_neurons(finished):
+    model, info = AutoModelForImageClassification.from_pretrained(finished / "shrunk", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert (model.config.intermediate_size, model.config.num_hidden_layers) == (64, 2)
+    assert (finished / "shrunk" / "preprocessor_config.json").is_file()
+
+
+def test_a_rerun_does_nothing_and_changed_options_are_refused(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    run_recipe("digits", finished, overrides=SHORT)
+    with pytest.raises(OutputExistsError, match=r"other options \(stages.1.layers\)"):
+        run_recipe("digits", finished, overrides=[*SHORT, "stages.student.layers=1"])
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+def test_a_killed_run_goes_on_at_the_first_incomplete_stage_and_ends_the_same(finished, tmp_path):
+    command = [sys.executable, "-m", "hf_compress", "run", "digits", "--output-dir", tmp_path / "run"]
+    command += [part for override in SHORT for part in ("--set", override)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "run" / "work" / "compressed" / "checkpoint-4" / "trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run" / "compressed").exists()
+    stamp = (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "teacher: done before" in done.stderr
+    assert (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns == stamp
+    for name in ("shrunk", "quantized"):
+        one, other = (next((folder / name).glob("*.safetensors")) for folder in (finished, tmp_path / "run"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """A text-classification recipe over local files and a tiny BERT with a real tokenizer."""
+    import tiny
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", *"good fine bad poor film plot actor it was very".split()]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")
+    base = tmp_path / "base"
+    tiny.bert(num_hidden_layers=3).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    rows = {
+        "sentence": [f"it was {'very ' * (i % 5)}{('good', 'bad', 'fine', 'poor')[i % 4]}" for i in range(80)],
+        "label": [(1, 0, 1, 0)[i % 4] for i in range(80)],
+    }
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data.parquet")
+    train = {"max_steps": 30, "per_device_train_batch_size": 16, "learning_rate": 5e-3}
+    return {
+        "name": "reviews",
+        "task": {
+            "type": "text-classification",
+            "files": {s: str(tmp_path / "data.parquet") for s in ("train", "test")},
+            "text_columns": ["sentence"],
+        },
+        "stages": [
+            {"name": "teacher", "kind": "train", "source": str(base), "arguments": train},
+            {"name": "student", "kind": "shrink", "source": "teacher", "layers": [0, 2], "ffn": 0.5},
+            {
+                "name": "small",
+                "kind": "train",
+                "source": "student",
+                "teacher": "teacher",
+                "arguments": train,
+                "compression": {"distillation": {}, "pruning": {"sparsity": 0.5, "frequency": 5}},
+            },
+        ],
+        "measure": {"models": ["teacher", "small"], "batch_sizes": [1], "length": 16},
+    }
+
+
+def test_own_yaml_for_text_classification_on_local_files(reviews, tmp_path):
+    path = tmp_path / "reviews.yaml"
+    path.write_text(yaml.safe_dump(reviews))
+    run = run_recipe(path, tmp_path / "run")
+    model = AutoModelForSequenceClassification.from_pretrained(run / "small")
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 16)
+    record = next(r for r in load_records(run / "records") if r.model == "small")
+    assert record.get("accuracy").value == 1.0
+    assert 0.3 < record.get("sparsity").value < 0.7
+    assert "neither smaller nor faster" in " ".join(record.notes)
+    assert str(tmp_path) not in (run / "README.md").read_text()
+
+
+def change(data, key, value):
+    data = json.loads(json.dumps(data))
+    *parents, last = key
+    place = data
+    for part in parents:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        (["stages", 0, "knd"], "x", ConfigError, "unknown option 'knd' .did you mean 'kind'"),
+        (["stages", 0, "kind"], "trian", RecipeError, "unknown kind of stage 'trian' .did you mean 'train'"),
+        (["stages", 1, "name"], "teacher", ConfigError, "used twice"),
+        (["stages", 1, "name"], "../up", ConfigError, "name must be lower-case"),
+        (["stages", 0, "source"], "small", RecipeError, "refers to 'small', which comes later"),
+        (["stages", 1, "arguments"], {"max_steps": 1}, RecipeError, "shrink does not take arguments"),
+        (["stages", 0, "arguments"], {"max_step": 1}, RecipeError, "did you mean 'max_steps'"),
+        (["stages", 2, "teacher"], None, RecipeError, "go together"),
+        (["stages", 2, "compression", "pruning", "criterion"], "magic", RecipeError, "unknown criterion 'magic'"),
+        (["task", "type"], "poetry", ConfigError, "unknown task 'poetry'"),
+        (["task", "files"], {"train": "a.txt"}, DataError, "must all end in one of"),
+        (["task", "files"], {"train": "gone.csv", "test": "gone.csv"}, DataError, "there is no file gone.csv"),
+        (["task", "text_columns"], ["sentense"], DataError, "did you mean 'sentence'"),
+        (["task", "label_column"], "lable", DataError, "no column 'lable' .did you mean 'label'"),
+        (["task", "splits"], {"test": "tset"}, DataError, "no split 'tset' .did you mean 'test'"),
+        (["measure", "models"], ["nobody"], ConfigError, "stages that do not exist: nobody"),
+        (["stages"], [], ConfigError, "stages is empty"),
+        (["name"], None, ConfigError, "'name' is missing"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_the_near_name(reviews, tmp_path, key, value, error, message):
+    with pytest.raises(error, match=message):
+        run_recipe(change(reviews, key, value), tmp_path / "run")
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix == ".safetensors"]
+
+
+def test_an_empty_split_is_refused(reviews, tmp_path):
+    (tmp_path / "empty.csv").write_text("sentence,label\n")
+    files = {"train": reviews["task"]["files"]["train"].replace("data.parquet", "empty.csv")}
+    files["test"] = files["train"]
+    with pytest.raises(DataError, match="no data|empty"):
+        run_recipe(change(reviews, ["task", "files"], files), tmp_path / "run")
+
+
+def test_a_folder_with_something_else_is_left_alone(reviews, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputExistsError, match="no run of a recipe"):
+        run_recipe(reviews, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "expected key=value"),
+        ("stages.teachr.source=x", "no stage 'teachr' .did you mean 'teacher'"),
+        ("stages.teacher=x", "names a whole stage"),
+        ("seed.deep=1", "holds no options"),
+        ("seed=[", "is no YAML"),
+    ],
+)
+def test_a_wrong_override_is_refused(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("digits", [override, "seed=1"] if override != "seed.deep=1" else ["seed=1", override])
+
+
+def test_an_unknown_recipe_names_the_built_in_ones():
+    with pytest.raises(RecipeError, match="did you mean 'digits'.*built in are: digits"):
+        load_recipe("digit")
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_built_in_recipes_are_valid_and_survive_a_round_trip(name):
+    recipe = load_recipe(name)
+    check_stages(recipe)
+    assert type(recipe).from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert {s.kind for s in recipe.stages} <= set(STAGES)
+    assert Path(name).name == name
