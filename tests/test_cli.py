@@ -1,0 +1,65 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from hf_compress.cli import main
+
+
+@pytest.fixture
+def model(tmp_path):
+    tiny.bert(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_inspect_quantize_measure_compare_card_and_push_in_a_row(model, tmp_path, capsys):
+    small, records = tmp_path / "small", tmp_path / "records"
+    assert main(["inspect", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 0
+    assert main(["quantize", str(model), str(small), "--scheme", "nf4", "--skip-modules", "pooler"]) == 0
+    measured = ["measure", f"dense={model}", f"nf4={small}", "--batch-sizes", "1", "--length", "8", "--no-memory"]
+    assert main([*measured, "--output-dir", str(records), "--json"]) == 0
+    assert {p.name for p in records.iterdir()} == {"dense.json", "nf4.json"}
+    assert main(["compare", str(records), "--output-dir", str(tmp_path / "report")]) == 0
+    assert "weights on disk" in capsys.readouterr().out
+    assert (tmp_path / "report" / "comparison.md").is_file()
+    assert main(["card", str(small), str(records), "--license", "apache-2.0", "--base-model", "someone/dense"]) == 0
+    assert "base_model_relation: quantized" in (small / "README.md").read_text()
+    assert main(["push", str(small), "someone/small", "--dry-run", "--json"]) == 0
+    sent = [
+        f["path"] if isinstance(f, dict) else f[0]
+        for f in json.loads(capsys.readouterr().out.split("\n", 1)[1])["files"]
+    ]
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digit"], "did you mean 'digits'"),
+        (["run", "digits", "--set", "sed=1", "--output-dir", "DIR/run"], "did you mean 'seed'"),
+        (["quantize", "DIR/nowhere", "DIR/out"], "there is no model folder"),
+        (["measure", "DIR"], "no *.safetensors weights"),
+        (["compare", "DIR"], "holds no records"),
+        (["push", "DIR/nowhere", "me/x", "--dry-run"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(arguments, message, tmp_path, capsys):
+    assert main([a.replace("DIR", str(tmp_path)) for a in arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_installed_command_and_the_module_are_the_same():
+    command = Path(sys.executable).with_name("hf-compress")
+    texts = [
+        subprocess.run([*c, "--help"], capture_output=True, text=True).stdout
+        for c in ([command], [sys.executable, "-m", "hf_compress"])
+    ]
+    assert texts[0] == texts[1]
+    assert all(verb in texts[0] for verb in ("run", "inspect", "quantize", "measure", "compare", "card", "push"))
