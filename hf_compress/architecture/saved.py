@@ -57,4 +57,4 @@ def restore_renamed_(model: nn.Module, folder: str | Path) -> bool:
 def _read_back(model: nn.Module, folder: str | Path) -> nn.Module:
     # Reading a model back must not move the random numbers of a run.
     with torch.random.fork_rng(devices=[]):
-        return type(model).from_pretrained(folder)  # type: ignore[attr-defined]
+        return type(model).from_pretrained(folder)

@@ -90,10 +90,15 @@ class PruningCallback(RestoreWeights):
             save_pruning_state(self.pruner, folder)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         """Make sure that the weights have the zeros that were asked for."""
-        super().on_train_end(args, state, control, **kwargs)
+        super().on_train_end(args, state, control, model, **kwargs)
         self.pruner.check()
         if not self.pruner.is_final(state.global_step):
             logger.warning(
