@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from hf_compress.errors import HfCompressError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 refused or failed, 130 interrupted."""
     arguments = _parser().parse_args(argv)
+    # bitsandbytes repeats its warning on casts at every forward pass of every int8 layer.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         arguments.call(arguments)
     except HfCompressError as error:

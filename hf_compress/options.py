@@ -43,9 +43,14 @@ class Options:
             if not _matches(value, hints[field.name]):
                 yield f"{field.name} must be {_describe(hints[field.name])}, found {value!r}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as nested plain data (dicts, lists, numbers, strings)."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+    def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Return the options as nested plain data (dicts, lists, numbers, strings).
+
+        Args:
+            defaults: False leaves out what has its default value, which reads better and means the same.
+        """
+        shown = [f for f in dataclasses.fields(self) if defaults or getattr(self, f.name) != _default(f)]
+        return {f.name: _plain(getattr(self, f.name), defaults) for f in shown}
 
     @classmethod
     def from_dict(cls: type[SelfOptions], data: Mapping[str, Any]) -> SelfOptions:
@@ -85,11 +90,11 @@ class Options:
         """Return the options as indented JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def to_yaml(self) -> str:
-        """Return the options as YAML."""
+    def to_yaml(self, *, defaults: bool = True) -> str:
+        """Return the options as YAML; `defaults` as for `to_dict`."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.safe_dump(self.to_dict(defaults=defaults), sort_keys=False)
 
     def save(self, path: str | Path) -> None:
         """Write to `path`: YAML if it ends in .yaml or .yml, otherwise JSON."""
@@ -145,13 +150,19 @@ def _build(options: type[Options], data: Any) -> Any:
     return tuple(built)
 
 
-def _plain(value: Any) -> Any:
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _plain(value: Any, defaults: bool = True) -> Any:
     if isinstance(value, Options):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+        return value.to_dict(defaults=defaults)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v, defaults) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, defaults) for k, v in value.items()}
     return value
 
 

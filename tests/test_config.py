@@ -26,6 +26,13 @@ def test_round_trip_through_plain_data_and_files(config, ending, tmp_path):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_what_is_left_out_as_default_means_the_same(config):
+    short = config.to_dict(defaults=False)
+    assert len(str(short)) < len(str(config.to_dict()))
+    assert type(config).from_dict(short) == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 def test_configs_are_frozen_and_every_option_is_explained(config):
     with pytest.raises(AttributeError):
         setattr(config, next(iter(config.to_dict())), 1)

@@ -275,7 +275,7 @@ class Run:
             pipeline_tag=self.task.pipeline_tag,
             tags=card.tags,
             limits=card.limits,
-            recipe=self.config.to_yaml(),
+            recipe=self.config.to_yaml(defaults=False),
         )
         pictures = sorted(self.folder.glob("quality_*.png"))
         result = next(r.model for r in records if r.role == "result")

@@ -196,8 +196,12 @@ def fast_arguments() -> dict[str, Any]:
 def _training_method(stage: StageConfig, options: Mapping[str, Any], trainer: Any) -> Mapping[str, Any]:
     shown = {k: v for k, v in options.items() if k not in _BOOKKEEPING}
     history = [{k: v for k, v in entry.items() if isinstance(v, (int, float))} for entry in trainer.state.log_history]
-    compression = None if stage.compression is None else stage.compression.to_dict()
+    compression = None if stage.compression is None else _given(stage.compression.to_dict())
     return {"training": {**shown, "steps": trainer.state.global_step}, "compression": compression, "history": history}
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @stage_kind("shrink", "layers", "ffn")
@@ -211,7 +215,8 @@ def shrink(context: StageContext) -> Mapping[str, Any]:
     model = shrink_model(load_model(context.resolve(str(stage.source))), layers=layers, ffn=stage.ffn)
     model.save_pretrained(context.output)
     context.task.processing_class.save_pretrained(context.output)
-    return {"shrink": {"layers": stage.layers, "ffn": stage.ffn or "units that are entirely zero"}}
+    ffn = "units that are entirely zero" if stage.ffn is None else stage.ffn
+    return {"shrink": _given({"layers": layers, "ffn": ffn})}
 
 
 @stage_kind("quantize", "quantization")

@@ -1,0 +1,53 @@
+"""What only a GPU can show; skipped without CUDA."""
+
+import pytest
+import tiny
+import torch
+
+from hf_compress import (
+    CompressionConfig,
+    CompressionTrainer,
+    DistillationConfig,
+    PruningConfig,
+    QuantizationConfig,
+    measure,
+    quantize,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "llama"])
+def test_quantized_on_cuda_loads_back_equal_and_close_to_its_source(tmp_path, make, scheme):
+    model = make(**WIDE).eval().cuda()
+    model.save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "small", QuantizationConfig(scheme, compute_dtype="bfloat16"))
+    again = type(model).from_pretrained(tmp_path / "small", device_map={"": "cuda"}).eval()
+    ids = torch.randint(0, 50, (2, 8), device="cuda")
+    with torch.inference_mode():
+        expected, found = model(input_ids=ids)[0].float(), again(input_ids=ids)[0].float()
+    assert (expected - found).norm() / expected.norm() < 0.5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("structure", ["unstructured", "ffn"])
+def test_training_in_16_bit_ends_at_the_exact_sparsity(tmp_path, precision, structure):
+    arguments = tiny.arguments(tmp_path, use_cpu=False, **{precision: True})
+    config = CompressionConfig(DistillationConfig(), PruningConfig(0.5, structure, frequency=1))
+    trainer = CompressionTrainer(
+        tiny.bert(), arguments, compression=config, teacher=tiny.bert(1), train_dataset=tiny.sentences()
+    )
+    trainer.train()
+    trainer.save_model()
+    assert trainer.pruner.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_records_name_the_gpu_and_its_memory(tmp_path):
+    tiny.bert(**WIDE).save_pretrained(tmp_path / "model")
+    (record,) = measure(tmp_path / "model", batch_sizes=(1,), length=8, seconds=0.1)
+    assert record.get("latency").conditions["device"] == "cuda"
+    assert record.get("peak_memory").value > 0
