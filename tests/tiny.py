@@ -9,6 +9,8 @@ from transformers import (
     BertForTokenClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -47,6 +49,21 @@ def llama(seed: int = 0, **changes) -> LlamaForCausalLM:
 def vit(seed: int = 0, **changes) -> ViTForImageClassification:
     torch.manual_seed(seed)
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **{**WIDTH, **changes}))
+
+
+def t5(seed: int = 0) -> T5ForConditionalGeneration:
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=50,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    return T5ForConditionalGeneration(config)
 
 
 def sentences(count: int = 64, seed: int = 0, length: int = 8) -> list[dict[str, torch.Tensor]]:

@@ -43,9 +43,6 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path) -> None:
 
 def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
     """Shrink what was pruned in whole units, save, and quantize; see `CompressionMixin.save_compressed`."""
-    from hf_compress.architecture.shrink import shrink
-    from hf_compress.quantization.bnb import quantize
-
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
@@ -53,8 +50,19 @@ def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
     folders = {"model": output / "model"}
     if config is not None and config.quantization is not None:
         folders["quantized"] = output / "quantized"
-    if not trainer.is_world_process_zero():
-        return folders
+    # All ranks have looked before one writes, and none goes on before it is there.
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        _write_compressed(trainer, output)
+    trainer.accelerator.wait_for_everyone()
+    return folders
+
+
+def _write_compressed(trainer: Any, output: Path) -> None:
+    from hf_compress.architecture.shrink import shrink
+    from hf_compress.quantization.bnb import quantize
+
+    config = trainer.compression
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.pruner is not None and trainer.pruner.config.structure != "unstructured":
         model = shrink(model)
@@ -64,10 +72,9 @@ def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
         model.save_pretrained(part / "model")
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(part / "model")
-        if "quantized" in folders:
+        if config is not None and config.quantization is not None:
             quantize(part / "model", part / "quantized", config.quantization)
         os.replace(part, output)
-    return folders
 
 
 def start_record(trainer: Any) -> Record:

@@ -6,18 +6,24 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, DistillationTrainer, PruningConfig
+from hf_compress import (
+    CompressionConfig,
+    CompressionMixin,
+    CompressionTrainer,
+    DistillationConfig,
+    DistillationTrainer,
+    PruningConfig,
+)
 from hf_compress.errors import UnsupportedError
 
 CASES = {
     "sentences": (tiny.bert, tiny.sentences),
     "tokens": (tiny.bert_tokens, tiny.tagged),
     "causal": (tiny.llama, tiny.texts),
-    "images": (
-        tiny.vit,
-        lambda n=32: [{"pixel_values": torch.randn(3, 8, 8), "labels": torch.tensor(i % 3)} for i in range(n)],
-    ),
+    "seq2seq": (tiny.t5, tiny.tagged),
+    "images": (tiny.vit, tiny.images),
 }
 
 
@@ -25,7 +31,8 @@ def naive_loss(student, teacher, batch, causal, temperature, task_weight, logit_
     """Loop over samples and positions."""
     labels = batch["labels"] if batch["labels"].dim() == 2 else batch["labels"][:, None]
     student_logits, teacher_logits = (
-        m(**{k: v for k, v in batch.items() if k != "labels"}).logits for m in (student, teacher)
+        m(**{k: v for k, v in batch.items() if k != "labels" or m.config.is_encoder_decoder}).logits
+        for m in (student, teacher)
     )
     if student_logits.dim() == 2:
         student_logits, teacher_logits = student_logits[:, None], teacher_logits[:, None]
@@ -163,3 +170,19 @@ def test_own_loss_function_and_label_smoothing_keep_working(tmp_path):
             norms.append(trainer.state.log_history[0]["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert norms[2] == pytest.approx(norms[3], rel=1e-4)
+
+
+def test_the_mixin_works_on_another_trainer_with_a_teacher_from_a_folder(tmp_path):
+    class Both(CompressionMixin, Seq2SeqTrainer):
+        pass
+
+    tiny.t5(1).save_pretrained(tmp_path / "teacher")
+    common = {"train_dataset": tiny.tagged(), "compression": CompressionConfig(DistillationConfig())}
+    arguments = tiny.arguments(tmp_path, max_steps=2)
+    arguments = Seq2SeqTrainingArguments(**{k: v for k, v in arguments.to_dict().items() if not k.startswith("_")})
+    losses = []
+    for teacher in (tiny.t5(1), str(tmp_path / "teacher")):
+        trainer = Both(tiny.t5(), arguments, teacher=teacher, **common)
+        trainer.train()
+        losses.append(trainer.state.log_history[-2]["distillation_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
