@@ -23,7 +23,7 @@ _HOMES = {
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "quantize": "quantization.bnb",
-    "measure": "measure.api",
+    "measure": "measurement.api",
     "compare": "report.compare",
     "create_card": "hub.card",
     "push": "hub.push",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hf_compress.distillation.config import DistillationConfig as DistillationConfig
     from hf_compress.hub.card import create_card as create_card
     from hf_compress.hub.push import push as push
-    from hf_compress.measure.api import measure as measure
+    from hf_compress.measurement.api import measure as measure
     from hf_compress.pruning.callback import PruningCallback as PruningCallback
     from hf_compress.pruning.config import PruningConfig as PruningConfig
     from hf_compress.quantization.bnb import quantize as quantize

@@ -121,7 +121,7 @@ def _add_measure(verbs: Any) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    from hf_compress.measure.api import measure
+    from hf_compress.measurement.api import measure
     from hf_compress.report.tables import compare_table
 
     quality: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def _add_card(verbs: Any) -> None:
 
 def _card(arguments: argparse.Namespace) -> None:
     from hf_compress.hub.card import CardInfo, create_card
-    from hf_compress.measure.record import load_records
+    from hf_compress.measurement.record import load_records
 
     info = CardInfo(
         model_name=arguments.name or Path(arguments.folder).resolve().name,

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_compress import DistillationTrainer, PruningConfig, PruningTrainer
-from hf_compress.measure.environment import environment
+from hf_compress.measurement.environment import environment
 
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 

@@ -4,7 +4,7 @@ import pytest
 
 from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, QuantizationConfig
 from hf_compress.errors import ConfigError
-from hf_compress.measure.config import MeasureSettings
+from hf_compress.measurement.config import MeasureSettings
 
 CONFIGS = [
     PruningConfig(sparsity=0.8, scope="global", include=("encoder",)),

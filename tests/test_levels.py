@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
 BASE = {
-    "errors.py", "imports.py", "registry.py", "options.py", "config.py", "measure/record.py", "hub/card.py",
+    "errors.py", "imports.py", "registry.py", "options.py", "config.py", "measurement/record.py", "hub/card.py",
     "hub/scan.py", "hub/pickles.py", "report/tables.py", "report/wording.py",
 } | {i for i in IDS if i.endswith("/config.py")}  # fmt: skip
 MATHS = {
@@ -114,7 +114,7 @@ def loaded_after(code):
     [
         "import hf_compress",
         "import hf_compress; hf_compress.PruningConfig(); hf_compress.CompressionConfig.from_dict({'pruning': {}})",
-        "from hf_compress.measure.record import Record; import hf_compress.hub.card, hf_compress.report.tables",
+        "from hf_compress.measurement.record import Record; import hf_compress.hub.card, hf_compress.report.tables",
         "from hf_compress.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from hf_compress.cli import main\ntry: main(['quantize', '--help'])\nexcept SystemExit: pass",
     ],
@@ -122,6 +122,12 @@ def loaded_after(code):
 )
 def test_light_things_import_neither_torch_nor_transformers(code):
     assert not {"torch", "transformers", "numpy", "datasets", "matplotlib"} & loaded_after(code)
+
+
+def test_no_public_function_is_hidden_by_a_folder_of_its_name():
+    """Importing a subpackage sets an attribute of its name on the package, over any lazy function."""
+    folders = {p.name for p in ROOT.iterdir() if p.is_dir()}
+    assert not folders & set(hf_compress.__all__)
 
 
 def test_every_public_name_exists_and_unknown_ones_are_attribute_errors():

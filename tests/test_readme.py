@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_compress.measure.record import load_records
-from hf_compress.report.tables import compare_table
+from hf_compress import compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +24,7 @@ def test_the_drop_in_example_has_at_most_20_lines_and_runs(tmp_path):
 
 
 def test_the_table_is_the_one_that_the_recorded_run_printed():
-    assert compare_table(load_records(ROOT / "model_cards" / "digits" / "records")).strip() in README
+    assert compare(ROOT / "model_cards" / "digits" / "records").strip() in README
 
 
 def test_every_folder_of_the_map_exists_and_none_is_missing():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import ConfigError, OutputExistsError, RecordError
-from hf_compress.measure.record import Record, sort_records
+from hf_compress.measurement.record import Record, sort_records
 from hf_compress.options import Options
 from hf_compress.report import tables, wording
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from hf_compress.errors import OutputExistsError, QuantizationError
 from hf_compress.imports import require
-from hf_compress.measure import load
-from hf_compress.measure.inputs import dummy_inputs
+from hf_compress.measurement import load
+from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization.config import QuantizationConfig
 
 # What else makes a model folder usable: tokenizers, processors, generation settings, licences.

@@ -239,7 +239,7 @@ class Run:
         return methods
 
     def _report(self) -> Mapping[str, Any]:
-        from hf_compress.measure.api import measure
+        from hf_compress.measurement.api import measure
         from hf_compress.report.compare import compare
 
         settings = self.config.measure

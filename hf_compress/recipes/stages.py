@@ -208,7 +208,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 def shrink(context: StageContext) -> Mapping[str, Any]:
     """Remove layers and FFN units for real: those asked for, or all that are entirely zero."""
     from hf_compress.architecture.shrink import shrink as shrink_model
-    from hf_compress.measure.load import load_model
+    from hf_compress.measurement.load import load_model
 
     stage = context.stage
     layers = list(stage.layers) if isinstance(stage.layers, tuple) else stage.layers

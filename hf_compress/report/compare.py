@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from hf_compress.measure.record import Record, load_records, sort_records
+from hf_compress.measurement.record import Record, load_records, sort_records
 from hf_compress.report.plots import first_quality_metric, plot_quality_latency, plot_quality_size, save_plot
 from hf_compress.report.tables import compare_table
 
@@ -22,7 +22,7 @@ def compare(records_or_folder: Iterable[Record] | str | Path, output_dir: str | 
         output_dir: where comparison.md and, if quality was measured, quality_size.png and quality_latency.png go.
 
     Returns:
-        The table as plain text.
+        The table as plain text, with the notes of the records below it.
 
     Raises:
         RecordError: if there are no records, more than one baseline, or quality on different data.
@@ -32,10 +32,15 @@ def compare(records_or_folder: Iterable[Record] | str | Path, output_dir: str | 
         records = sort_records(sorted(load_records(records_or_folder), key=lambda r: r.method.get("step", 0)))
     else:
         records = sort_records(records_or_folder)
-    text = compare_table(records)
+    text = "\n".join([compare_table(records), *notes_of(records)])
     if output_dir is not None:
         _write(records, Path(output_dir))
     return text
+
+
+def notes_of(records: Iterable[Record]) -> list[str]:
+    """Return what must be known beside the numbers, one line each."""
+    return [f"- {record.model}: {note}" for record in records for note in record.notes]
 
 
 def _write(records: list[Record], folder: Path) -> None:
@@ -44,7 +49,7 @@ def _write(records: list[Record], folder: Path) -> None:
     parts = [
         "# Comparison",
         compare_table(records, style="markdown"),
-        *(f"- {record.model}: {note}" for record in records for note in record.notes),
+        "\n".join(notes_of(records)),
         *(f"![{p.stem.replace('_', ' ')}]({p.name})" for p in pictures),
     ]
     target = folder / "comparison.md"

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_compress.errors import RecordError
 from hf_compress.imports import require
-from hf_compress.measure.record import Measurement, Record, sort_records
+from hf_compress.measurement.record import Measurement, Record, sort_records
 from hf_compress.report.tables import baseline_index, describe_conditions, is_quality
 
 _BASELINE, _OTHER, _INK = "#b3541e", "#1f5a96", "#333333"

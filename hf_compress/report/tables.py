@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_compress.errors import RecordError
-from hf_compress.measure.record import Measurement, Record, sort_records
+from hf_compress.measurement.record import Measurement, Record, sort_records
 
 # Rows about size and speed, in the order of a table; every other metric is about quality and comes first.
 SIZE_METRICS = ("parameters", "nonzeros", "sparsity", "bytes_on_disk")

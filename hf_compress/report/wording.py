@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_compress.measure.record import Measurement, Record
+from hf_compress.measurement.record import Measurement, Record
 from hf_compress.report.tables import (
     NOT_MEASURED,
     Row,
@@ -62,7 +62,8 @@ def data_sentence(result: Record, baseline: Record | None) -> str:
         f"{data['samples']} samples" if data.get("samples") else "",
     ]
     named = ", ".join(p for p in parts if p)
-    both = "Both models were measured in the same run with the same data, metric and code." if baseline else ""
+    is_shared = baseline is not None and bool(data) and baseline.dataset == data
+    both = "Both models were measured in the same run with the same data, metric and code." if is_shared else ""
     return " ".join(p for p in (f"Data: {named}." if named else "", both) if p)
 
 

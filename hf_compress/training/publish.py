@@ -17,9 +17,9 @@ from torch import nn
 
 from hf_compress.architecture.saved import saved_weights
 from hf_compress.errors import OutputExistsError, SparsityError
-from hf_compress.measure.environment import environment
-from hf_compress.measure.record import Measurement, Record
-from hf_compress.measure.size import count_parameters, measure_size
+from hf_compress.measurement.environment import environment
+from hf_compress.measurement.record import Measurement, Record
+from hf_compress.measurement.size import count_parameters, measure_size
 from hf_compress.pruning.pruner import Pruner
 
 # What the Trainer adds to evaluation metrics that says nothing about quality.

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from hf_compress import QuantizationConfig, quantize
 from hf_compress.errors import ConfigError, OutputExistsError, QuantizationError
-from hf_compress.measure.inputs import dummy_inputs
+from hf_compress.measurement.inputs import dummy_inputs
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 MODELS = {"bert": tiny.bert, "vit": tiny.vit, "llama": tiny.llama}

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from hf_compress import run_recipe
 from hf_compress.errors import ConfigError, DataError, OutputExistsError, RecipeError
-from hf_compress.measure.record import load_records
+from hf_compress.measurement.record import load_records
 from hf_compress.recipes.recipe import builtin_recipes, load_recipe
 from hf_compress.recipes.stages import STAGES, check_stages
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from hf_compress.errors import RecordError
-from hf_compress.measure.record import Measurement
+from hf_compress.measurement.record import Measurement
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_compress.measure.load import is_quantized, model_class, weight_files
-from hf_compress.measure.record import Measurement
+from hf_compress.measurement.load import is_quantized, model_class, weight_files
+from hf_compress.measurement.record import Measurement
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

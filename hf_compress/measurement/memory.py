@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from hf_compress.errors import UnsupportedError
-from hf_compress.measure.environment import default_device
-from hf_compress.measure.load import model_class, weight_files
-from hf_compress.measure.record import Measurement
+from hf_compress.measurement.environment import default_device
+from hf_compress.measurement.load import model_class, weight_files
+from hf_compress.measurement.record import Measurement
 
 
 def measure_peak_memory(
@@ -51,7 +51,7 @@ def measure_peak_memory(
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "hf_compress.measure.memory_worker", json.dumps(request)],
+        [sys.executable, "-m", "hf_compress.measurement.memory_worker", json.dumps(request)],
         capture_output=True,
         text=True,
         # So that the worker finds what this process finds, installed or not.

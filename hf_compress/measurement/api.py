@@ -16,16 +16,16 @@ from typing import Any
 from torch import nn
 
 from hf_compress.errors import ConfigError, did_you_mean
-from hf_compress.measure.config import MeasureSettings
-from hf_compress.measure.environment import environment
-from hf_compress.measure.inputs import dummy_inputs
-from hf_compress.measure.load import load_model, read_config
-from hf_compress.measure.memory import measure_peak_memory
-from hf_compress.measure.notes import honest_notes
-from hf_compress.measure.quality import Evaluate, measure_quality
-from hf_compress.measure.record import Measurement, Record, save_record
-from hf_compress.measure.size import measure_size
-from hf_compress.measure.speed import measure_latency
+from hf_compress.measurement.config import MeasureSettings
+from hf_compress.measurement.environment import environment
+from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.measurement.load import load_model, read_config
+from hf_compress.measurement.memory import measure_peak_memory
+from hf_compress.measurement.notes import honest_notes, unquantized_source
+from hf_compress.measurement.quality import Evaluate, measure_quality
+from hf_compress.measurement.record import Measurement, Record, save_record
+from hf_compress.measurement.size import measure_size
+from hf_compress.measurement.speed import measure_latency
 
 
 def measure(
@@ -106,7 +106,10 @@ def _measure_speed(loaded: Mapping[str, nn.Module], options: MeasureSettings) ->
 
 def _finish(records: list[Record], output_dir: str | Path | None) -> list[Record]:
     baseline = next((r for r in records if r.role == "baseline"), None)
-    records = [dataclasses.replace(r, notes=honest_notes(r, baseline)) for r in records]
+    records = [
+        dataclasses.replace(r, notes=honest_notes(r, baseline, unquantized_source(r, records[:i])))
+        for i, r in enumerate(records)
+    ]
     for record in records if output_dir is not None else ():
         save_record(record, Path(str(output_dir)) / f"{record.model}.json")
     return records

@@ -1,6 +1,6 @@
 """The process in which `measure_peak_memory` loads a model; prints the peak in bytes.
 
-Level: state. Run as: python -m hf_compress.measure.memory_worker '{"folder": ..., "batch_size": 1, ...}'
+Level: state. Run as: python -m hf_compress.measurement.memory_worker '{"folder": ..., "batch_size": 1, ...}'
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from hf_compress.measure.inputs import describe_inputs, dummy_inputs, floating_dtype
-from hf_compress.measure.load import is_quantized, load_model, model_class
+from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
+from hf_compress.measurement.load import is_quantized, load_model, model_class
 
 
 def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> dict[str, Any]:

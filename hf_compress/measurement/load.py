@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from hf_compress.errors import ConfigError, UnsupportedError
-from hf_compress.measure.environment import default_device
+from hf_compress.measurement.environment import default_device
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -39,8 +39,10 @@ def weight_files(folder: str | Path) -> list[Path]:
     """Return the safetensors files of a saved model, by name.
 
     Raises:
-        ConfigError: if there are none.
+        ConfigError: if there are none, or no such folder.
     """
+    if not Path(folder).is_dir():
+        raise ConfigError(f"there is no model folder {folder}; give a folder written by save_pretrained")
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{folder} has no *.safetensors weights (no other format is read); save it again")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.measure.inputs import describe_inputs, dummy_inputs, floating_dtype
-from hf_compress.measure.record import Measurement
+from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
+from hf_compress.measurement.record import Measurement
 
 Inputs = Mapping[str, torch.Tensor]
 

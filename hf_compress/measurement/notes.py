@@ -5,32 +5,52 @@ Level: state. Computed from records only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from hf_compress.measure.record import Measurement, Record
+from hf_compress.measurement.record import Measurement, Record
 from hf_compress.report.tables import NOISE, describe_conditions, format_change, format_value, is_slower, ratio
 
 # Biases that start at zero and padding rows are a few in a thousand; below this, nobody asked for zeros.
 _FEW_ZEROS = 0.01
 
 
-def honest_notes(record: Record, baseline: Record | None) -> tuple[str, ...]:
+def honest_notes(record: Record, baseline: Record | None, source: Record | None = None) -> tuple[str, ...]:
     """Return what must be said of `record` beside its numbers.
 
     Args:
         record: of the model in question.
         baseline: of the model it is compared with; None or itself if there is none.
+        source: of the unquantized model that a quantized one was made from, if it was measured too.
     """
     notes = list(_zero_notes(record))
     if baseline is not None and baseline is not record:
-        notes = [*_slow_notes(record, baseline), *_bigger_notes(record, baseline), *notes]
+        notes = [*_slow_notes(record, baseline, "the baseline"), *_bigger_notes(record, baseline), *notes]
+    if source is not None and source is not baseline:
+        notes = [*_slow_notes(record, source, f"{source.model}, which it was quantized from,"), *notes]
     return tuple(notes)
 
 
-def _slow_notes(record: Record, baseline: Record) -> list[str]:
+def unquantized_source(record: Record, earlier: Sequence[Record]) -> Record | None:
+    """Return the nearest of the `earlier` records that is of the same model, unquantized."""
+    if not _is_quantized(record):
+        return None
+    same = (r for r in reversed(earlier) if not _is_quantized(r) and _parameters(r) == _parameters(record))
+    return next(same, None)
+
+
+def _is_quantized(record: Record) -> bool:
+    return bool(record.method.get("quantization_config"))
+
+
+def _parameters(record: Record) -> list[float]:
+    return [m.value for m in record.find("parameters")]
+
+
+def _slow_notes(record: Record, baseline: Record, who: str) -> list[str]:
     reason = _reason(record.method)
     return [
-        f"slower than the baseline at {describe_conditions(dict(m.conditions))} "
+        f"slower than {who} at {describe_conditions(dict(m.conditions))} "
         f"({format_value(m)} against {format_value(base)}, {_times(m, base)}){reason}"
         for m in record.find("latency")
         if (base := _same(baseline, m)) is not None and is_slower(m, base)

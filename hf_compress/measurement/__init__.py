@@ -1,0 +1,1 @@
+"""Measurements and their records. Not called `measure`: importing it would hide the function of that name."""

@@ -1,0 +1,154 @@
+"""Cards: every number is in a record, the metadata is plain, the snippet runs, and the text is pinned."""
+
+import dataclasses
+import re
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import records
+import tiny
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_compress import create_card
+from hf_compress.errors import ConfigError, OutputExistsError, RecordError
+from hf_compress.hub.card import CardInfo, render_card
+from hf_compress.measurement.notes import honest_notes
+from hf_compress.report.tables import format_change, format_spread, format_value
+
+GOLDEN = Path(__file__).with_name("golden.md")
+INFO = CardInfo(
+    model_name="digits",
+    base_model="someone/vit-digits",
+    base_model_revision="abc123",
+    license="apache-2.0",
+    language=("en",),
+    limits=("Only for digits.",),
+    recipe="name: digits\nseed: 0",
+)
+
+
+def noted():
+    teacher, shrunk, quantized = records.three()
+    return [teacher, shrunk, dataclasses.replace(quantized, notes=honest_notes(quantized, teacher, shrunk))]
+
+
+def numbers(text):
+    return set(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text))
+
+
+def unknown_numbers(card, of):
+    """Return the numbers in the text of a card that no record has."""
+    body = re.sub(r"```.*?```", "", card.split("---", 2)[2], flags=re.S)
+    known = set()
+    for record in of:
+        known |= numbers(f"{record.dataset} {record.environment} {record.seed}")
+        for m in record.measurements:
+            known |= numbers(f"{format_value(m)} {format_spread(m)} {m.conditions} {len(m.samples)}")
+    for one, other in permutations(of, 2):
+        pairs = ((a, b) for a in one.measurements for b in other.measurements if a.name == b.name)
+        for a, b in pairs:
+            known |= numbers(format_change(a, b)) if a.conditions == b.conditions else set()
+    return numbers(body.replace("8x8", "").replace(INFO.base_model_revision, "")) - known
+
+
+def test_every_number_of_the_card_is_in_a_record():
+    card = render_card(noted(), INFO)
+    assert len(numbers(card)) > 30
+    assert unknown_numbers(card, noted()) == set()
+
+
+@pytest.mark.parametrize("true", ["98.89 %", "+0.28 points", "208 kB", "x0.60", "0.953 ms", "360 samples", "x1.99"])
+def test_a_number_that_was_tampered_with_is_found(true):
+    card = render_card(noted(), INFO)
+    assert true in card
+    assert unknown_numbers(card.replace(true, re.sub(r"\d", "7", true)), noted())
+
+
+def test_the_card_of_fixed_records_is_the_golden_one_byte_for_byte():
+    assert render_card(noted(), INFO) == GOLDEN.read_text()
+    assert render_card(noted()[::-1], INFO) == GOLDEN.read_text()
+
+
+def test_metadata_is_plain_complete_and_about_the_result_alone():
+    data = ModelCard(render_card(noted(), INFO)).data.to_dict()
+    assert data["base_model"] == "someone/vit-digits"
+    assert data["base_model_relation"] == "quantized"
+    assert (data["license"], data["pipeline_tag"], data["library_name"]) == (
+        "apache-2.0",
+        "image-classification",
+        "transformers",
+    )
+    metrics = data["model-index"][0]["results"][0]["metrics"]
+    assert metrics == [{"type": "accuracy", "value": 356 / 360}]
+    front = render_card(noted(), INFO).split("---")[1]
+    assert "!!python" not in front
+    assert yaml.safe_load(front) == data
+
+
+def test_what_is_not_known_is_left_out():
+    teacher, shrunk, _ = records.three()
+    card = render_card([teacher, dataclasses.replace(shrunk, role="result")], CardInfo("small"))
+    data = ModelCard(card).data.to_dict()
+    assert not {"base_model", "base_model_relation", "license", "language", "datasets"} & set(data)
+    assert "None" not in card
+    assert "[More" not in card
+    finetuned = CardInfo("small", base_model="a/b")
+    relation = render_card([teacher, dataclasses.replace(shrunk, role="result")], finetuned)
+    assert "base_model_relation: finetune" in relation
+
+
+def test_a_record_without_method_quality_or_baseline_still_gives_a_card():
+    bare = dataclasses.replace(records.three()[2], method={}, dataset={}, measurements=())
+    card = render_card([bare], CardInfo("bare"))
+    assert "AutoModel" in card
+    assert "Its quality was not measured." in card
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.vit], ids=["text", "image"])
+def test_the_load_snippet_runs_as_pasted(tmp_path, monkeypatch, make):
+    model = make()
+    model.save_pretrained(tmp_path)
+    record = records.record("m", "result", 0.5, 1, 1, (1.0, 2.0), architecture=type(model).__name__)
+    create_card(tmp_path, [record])
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S).group(1)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert type(names["model"]) is type(model)
+
+
+def test_a_card_is_written_with_its_pictures_and_again_the_same(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "plot.png").write_bytes(b"png")
+    for _ in range(2):
+        create_card(tmp_path / "model", noted(), info=INFO, pictures=[tmp_path / "plot.png"])
+    assert (tmp_path / "model" / "plot.png").read_bytes() == b"png"
+    assert "![plot](plot.png)" in (tmp_path / "model" / "README.md").read_text()
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "plot.png"]
+
+
+def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
+    (tmp_path / "README.md").write_text("# My own words")
+    with pytest.raises(OutputExistsError, match="written by someone else"):
+        create_card(tmp_path, noted())
+    assert (tmp_path / "README.md").read_text() == "# My own words"
+    with pytest.raises(ConfigError, match="no model folder"):
+        create_card(tmp_path / "gone", noted())
+    with pytest.raises(ConfigError, match="no picture"):
+        create_card(tmp_path, noted(), pictures=["gone.png"])
+    with pytest.raises(RecordError, match="one record with the role 'result', found 0"):
+        render_card(records.three()[:2], INFO)
+    with pytest.raises(ConfigError, match="must be a Hub id"):
+        CardInfo("x", base_model=str(tmp_path))
+
+
+def test_paths_of_this_machine_are_cut_down():
+    quantized = dataclasses.replace(
+        noted()[2], command="hf-compress run /home/anna/secret/my.yaml --output-dir /srv/x/out"
+    )
+    card = render_card([quantized], INFO)
+    assert "anna" not in card
+    assert "/srv" not in card
+    assert "my.yaml" in card

@@ -1,0 +1,33 @@
+import dataclasses
+
+import records
+
+from hf_compress.measurement.notes import honest_notes, unquantized_source
+
+
+def test_a_quantized_model_that_is_slower_than_what_it_was_quantized_from_says_by_how_much():
+    teacher, shrunk, quantized = records.three()
+    source = unquantized_source(quantized, [teacher, shrunk])
+    assert source is shrunk
+    notes = honest_notes(quantized, teacher, source)
+    assert notes[0].startswith(
+        "slower than shrunk, which it was quantized from, at batch 1, image 8x8, cpu, 2 threads"
+    )
+    assert "(0.953 ms against 0.478 ms, x1.99)" in notes[0]
+    assert "computes in float32" in notes[0]
+    assert len(notes) == 2
+
+
+def test_faster_models_and_models_without_a_measured_source_get_no_such_note():
+    teacher, shrunk, quantized = records.three()
+    assert unquantized_source(shrunk, [teacher]) is None
+    assert unquantized_source(quantized, [teacher]) is None
+    assert honest_notes(quantized, teacher) == ()
+    assert honest_notes(teacher, teacher) == ()
+
+
+def test_slower_than_the_baseline_is_said_against_the_baseline():
+    teacher, shrunk, quantized = records.three()
+    slow = dataclasses.replace(teacher, model="slow", measurements=tuple(records.speed(1, 3.2)))
+    (note,) = honest_notes(slow, teacher)
+    assert note == "slower than the baseline at batch 1, image 8x8, cpu, 2 threads (3.20 ms against 1.60 ms, x2.00)"
