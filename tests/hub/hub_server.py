@@ -289,5 +289,7 @@ def use_hub(server: HubServer, monkeypatch: Any, home: Any) -> None:
         monkeypatch.setattr(constants, name, str(home / part))
     # `huggingface_hub.create_repo` and its like are methods of this one object, made at import.
     monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+    # transformers keeps a client of its own, made at its first use.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     # A client made before may hold connections to a server that is gone.
     close_session()
