@@ -15,6 +15,13 @@ from hf_compress.measurement.record import Measurement, Record, sort_records
 from hf_compress.report.tables import baseline_index, describe_conditions, is_quality
 
 _BASELINE, _OTHER, _INK = "#b3541e", "#1f5a96", "#333333"
+# Largest over smallest value up to which a linear axis shows both well.
+_LINEAR_SPAN = 6
+# Where the name of a point may stand, in points from it, best first.
+_LABEL_PLACES = (
+    ((0, 14), "center"), ((0, -14), "center"), ((10, 12), "left"), ((10, -12), "left"), ((-10, 12), "right"),
+    ((-10, -12), "right"), ((12, 26), "left"), ((12, -26), "left"), ((0, 14), "center"),
+)  # fmt: skip
 
 
 def plot_quality_size(records: Iterable[Record], metric: str | None = None, axes: Any = None) -> Any:
@@ -80,8 +87,9 @@ def _plot(records: list[Record], x_name: str, conditions: dict[str, Any], metric
     what = describe_conditions(dict(first.conditions))
     axes.set_xlabel(f"latency in ms ({what})" if x_name == "latency" else f"weights on disk in {unit}")
     axes.set_ylabel(f"{metric} in %" if factor == 100 else f"{metric} in {points[0][2].unit}")
-    axes.set_xlim(0, max(x for x, _ in positions) * 1.25)
+    _set_x_axis(axes, [x for x, _ in positions])
     axes.margins(y=0.25)
+    _write_names(axes, [record for record, _, _ in points], positions)
     return axes
 
 
@@ -146,8 +154,49 @@ def _draw_point(axes: Any, record: Record, position: tuple[float, float], error:
         capsize=3,
         zorder=3,
     )
-    name = f"{record.model} (baseline)" if is_baseline else record.model
-    axes.annotate(name, position, xytext=(0, 10), textcoords="offset points", ha="center", color=_INK, fontsize=9)
+
+
+def _set_x_axis(axes: Any, values: list[float]) -> None:
+    """Start at zero, or take a logarithmic axis where a linear one would press the small ones into a corner."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if max(values) <= _LINEAR_SPAN * min(values):
+        axes.set_xlim(0, max(values) * 1.25)
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(min(values) / 2, max(values) * 2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _write_names(axes: Any, records: list[Record], positions: list[tuple[float, float]]) -> None:
+    """Write each name at the first place beside its point where it covers nothing and stays inside the axes."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()
+    points = [axes.transData.transform(position) for position in positions]
+    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in points]
+    for record, position in zip(records, positions, strict=True):
+        name = f"{record.model} (baseline)" if record.role == "baseline" else record.model
+        for number, (offset, align) in enumerate(_LABEL_PLACES, 1):
+            text = axes.annotate(
+                name,
+                position,
+                xytext=offset,
+                textcoords="offset points",
+                ha=align,
+                va="center",
+                color=_INK,
+                fontsize=9,
+            )
+            box = text.get_window_extent()
+            is_inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 <= axes.bbox.y1
+            if is_inside and not any(box.overlaps(other) for other in taken):
+                break
+            if number < len(_LABEL_PLACES):
+                text.remove()
+        taken.append(box)
 
 
 def _draw_arrows(axes: Any, positions: list[tuple[float, float]]) -> None:

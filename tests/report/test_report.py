@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from itertools import pairwise
 
 import pytest
@@ -83,6 +84,12 @@ def test_pictures_show_every_model_once_with_its_name(draw):
     assert not any(a.overlaps(b) for a, b in pairwise(sorted(boxes, key=lambda box: box.x0)))
     assert all(axes.figure.bbox.contains(*corner) for box in boxes for corner in box.corners())
     assert "accuracy" in axes.get_ylabel()
+    points = {t.get_text(): axes.transData.transform(t.xy) for t in axes.texts if t.get_text()}
+    for text in (t for t in axes.texts if t.get_text()):
+        box = text.get_window_extent()
+        middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+        nearest = min(points, key=lambda name: math.dist(points[name], middle))
+        assert nearest == text.get_text()
 
 
 def test_compare_reads_a_folder_and_writes_page_and_pictures(tmp_path):
