@@ -76,8 +76,9 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self._scale = LossScale(alignment_of(self.model))
         self._terms: dict[str, torch.Tensor] = {}
         self._terms_since = 0
-        # compute_loss below divides by the items of the whole accumulated batch itself.
-        self.loss_is_scaled_for_ga = True
+        if self._changes_loss:
+            # compute_loss below divides by the items of the whole accumulated batch itself.
+            self.loss_is_scaled_for_ga = True
         self._start_record = start_record(self)
         keep_training_state_home(self)
 

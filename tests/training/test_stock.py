@@ -7,7 +7,14 @@ import tiny
 import torch
 from transformers import Trainer
 
-from hf_compress import CompressionTrainer, PruningCallback, PruningConfig, PruningTrainer
+from hf_compress import (
+    CompressionConfig,
+    CompressionTrainer,
+    PruningCallback,
+    PruningConfig,
+    PruningTrainer,
+    QuantizationConfig,
+)
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -45,6 +52,14 @@ def test_without_compression_weights_logs_and_checkpoints_are_those_of_the_stock
         json.loads((tmp_path / who / "checkpoint-8/trainer_state.json").read_text()) for who in ("stock", "ours")
     ]
     assert states[0] == states[1]
+
+
+def test_a_config_that_only_quantizes_trains_as_the_stock_trainer_does(tmp_path):
+    config = CompressionConfig(quantization=QuantizationConfig("int8"))
+    stock, ours = run(Trainer, tmp_path / "stock"), run(CompressionTrainer, tmp_path / "ours", compression=config)
+    assert same(stock.model.state_dict(), ours.model.state_dict())
+    logs = [[e["grad_norm"] for e in t.state.log_history if "grad_norm" in e] for t in (stock, ours)]
+    assert logs[0] == logs[1]
 
 
 def test_pruning_nothing_gives_the_stock_weights(tmp_path):
