@@ -19,9 +19,11 @@ from hf_compress import (
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
-def run(trainer_class, folder, **options):
+def run(trainer_class, folder, accepts_loss_kwargs=True, **options):
     arguments = tiny.arguments(folder, save_strategy="steps", save_steps=4, gradient_accumulation_steps=2)
-    trainer = trainer_class(tiny.bert(dropout=0.1), arguments, train_dataset=tiny.sentences(), **options)
+    model = tiny.bert(dropout=0.1)
+    model.accepts_loss_kwargs = accepts_loss_kwargs
+    trainer = trainer_class(model, arguments, train_dataset=tiny.sentences(), **options)
     trainer.train()
     trainer.save_model()
     return trainer
@@ -54,9 +56,12 @@ def test_without_compression_weights_logs_and_checkpoints_are_those_of_the_stock
     assert states[0] == states[1]
 
 
-def test_a_config_that_only_quantizes_trains_as_the_stock_trainer_does(tmp_path):
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_config_that_only_quantizes_trains_as_the_stock_trainer_does(tmp_path, accepts):
+    """Also where the stock Trainer divides the loss by the accumulation steps."""
     config = CompressionConfig(quantization=QuantizationConfig("int8"))
-    stock, ours = run(Trainer, tmp_path / "stock"), run(CompressionTrainer, tmp_path / "ours", compression=config)
+    stock = run(Trainer, tmp_path / "stock", accepts)
+    ours = run(CompressionTrainer, tmp_path / "ours", accepts, compression=config)
     assert same(stock.model.state_dict(), ours.model.state_dict())
     logs = [[e["grad_norm"] for e in t.state.log_history if "grad_norm" in e] for t in (stock, ours)]
     assert logs[0] == logs[1]
