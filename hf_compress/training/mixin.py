@@ -155,7 +155,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         if hasattr(Trainer, "loss_is_scaled_for_ga"):
             return loss
         is_divided = (not self.model_accepts_loss_kwargs or num_items is None) and self.compute_loss_func is None
-        return loss * self.current_gradient_accumulation_steps if is_divided else loss
+        # Outside train() nothing divides, and the Trainer has not set the number yet.
+        return loss * getattr(self, "current_gradient_accumulation_steps", 1) if is_divided else loss
 
     # ---- Log ----
 
