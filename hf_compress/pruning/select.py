@@ -34,18 +34,23 @@ def keep_largest(scores: Sequence[torch.Tensor], prune: int) -> list[torch.Tenso
     Raises:
         ValueError: if `prune` is out of range or a score is NaN.
     """
-    flat = torch.cat([s.detach().reshape(-1).float() for s in scores])
+    flat = scores[0].detach().reshape(-1) if len(scores) == 1 else torch.cat([s.detach().reshape(-1) for s in scores])
+    flat = flat.float()
     if not 0 <= prune <= flat.numel():
         raise ValueError(f"prune must lie between 0 and the number of scores ({flat.numel()}), found {prune}")
-    if prune == 0:
-        keep = torch.ones_like(flat, dtype=torch.bool)
-    else:
-        threshold = kth_smallest(flat, prune)
-        keep = flat > threshold
-        tied = (flat == threshold).nonzero().squeeze(1)
-        spare = flat.numel() - prune - int(keep.sum())
-        keep[tied[len(tied) - spare :]] = True
-        if int(keep.sum()) != flat.numel() - prune or torch.isnan(threshold):
-            raise ValueError("scores hold NaN, so they have no order; the weights have probably diverged")
+    keep = torch.ones_like(flat, dtype=torch.bool) if prune == 0 else _above(flat, prune)
     parts = keep.split([s.numel() for s in scores])
     return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+
+
+def _above(flat: torch.Tensor, prune: int) -> torch.Tensor:
+    threshold = kth_smallest(flat, prune)
+    keep = flat > threshold
+    spare = flat.numel() - prune - int(torch.count_nonzero(keep))
+    # Entries equal to the threshold, of which the last `spare` must stay all the same.
+    tied = (flat == threshold).nonzero().squeeze(1) if spare else flat[:0]
+    if torch.isnan(threshold) or not 0 <= spare <= len(tied):
+        raise ValueError("scores hold NaN, so they have no order; the weights have probably diverged")
+    if spare:
+        keep[tied[len(tied) - spare :]] = True
+    return keep
