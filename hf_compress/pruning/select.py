@@ -38,6 +38,8 @@ def keep_largest(scores: Sequence[torch.Tensor], prune: int) -> list[torch.Tenso
     flat = flat.float()
     if not 0 <= prune <= flat.numel():
         raise ValueError(f"prune must lie between 0 and the number of scores ({flat.numel()}), found {prune}")
+    if flat.numel() and torch.isnan(flat.max()):
+        raise ValueError("scores hold NaN, so they have no order; the weights have probably diverged")
     keep = torch.ones_like(flat, dtype=torch.bool) if prune == 0 else _above(flat, prune)
     parts = keep.split([s.numel() for s in scores])
     return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
@@ -49,8 +51,6 @@ def _above(flat: torch.Tensor, prune: int) -> torch.Tensor:
     spare = flat.numel() - prune - int(torch.count_nonzero(keep))
     # Entries equal to the threshold, of which the last `spare` must stay all the same.
     tied = (flat == threshold).nonzero().squeeze(1) if spare else flat[:0]
-    if torch.isnan(threshold) or not 0 <= spare <= len(tied):
-        raise ValueError("scores hold NaN, so they have no order; the weights have probably diverged")
     if spare:
         keep[tied[len(tied) - spare :]] = True
     return keep

@@ -132,18 +132,19 @@ def _portable(recipe: str | Path | Mapping[str, Any], config: RecipeConfig) -> s
 
 def _claim(run: Path, config: RecipeConfig) -> None:
     """Mark `run` as the folder of this recipe, or find the mark there."""
-    wanted = config.to_dict()
+    # Where it is pushed to changes nothing of what is made, so a finished run can still be pushed.
+    wanted = {name: value for name, value in config.to_dict().items() if name != "push_to"}
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         run.mkdir(parents=True, exist_ok=True)
         _write_json(run / _MARK, wanted)
         return
     if not run.is_dir() or not (run / _MARK).is_file():
         raise OutputExistsError(f"{run} holds something that is no run of a recipe; choose another --output-dir")
-    found = json.loads((run / _MARK).read_text(encoding="utf-8"))
-    if found != json.loads(json.dumps(wanted)):
-        changed = ", ".join(sorted(_differences(found, json.loads(json.dumps(wanted)))))
+    changed = _differences(read_data_file(run / _MARK), json.loads(json.dumps(wanted)))
+    if changed:
         raise OutputExistsError(
-            f"{run} holds a run with other options ({changed}); remove it or choose another --output-dir"
+            f"{run} holds a run with other options ({', '.join(sorted(changed))}); remove it or choose another "
+            "--output-dir"
         )
 
 

@@ -28,11 +28,11 @@ def test_equals_a_naive_sort_and_prunes_exactly_as_many_as_asked(scores, prune):
     assert [k.shape for k in keep] == [s.shape for s in scores]
 
 
-def test_nan_scores_are_refused():
+@pytest.mark.parametrize("prune", [1, 2, 3])
+@pytest.mark.parametrize("scores", [[1.0, torch.nan, 2.0], [torch.nan] * 3, [1.0, 1.0, torch.nan]])
+def test_nan_scores_are_refused(scores, prune):
     with pytest.raises(ValueError, match="NaN"):
-        keep_largest([torch.tensor([1.0, torch.nan, 2.0])], 3)
-    with pytest.raises(ValueError, match="NaN"):
-        keep_largest([torch.full((4,), torch.nan)], 2)
+        keep_largest([torch.tensor(scores)], prune)
 
 
 def test_more_than_there_is_is_refused():

@@ -87,6 +87,19 @@ def test_a_killed_run_goes_on_at_the_first_incomplete_stage_and_ends_the_same(fi
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_a_finished_run_is_pushed_when_asked_without_doing_it_again(finished, tmp_path, monkeypatch):
+    from hub.hub_server import HubServer, use_hub
+
+    stamp = (finished / "quantized" / "model.safetensors").stat().st_mtime_ns
+    with HubServer() as server:
+        use_hub(server, monkeypatch, tmp_path)
+        run_recipe("digits", finished, overrides=[*SHORT, "push_to=tester/digits"])
+        sent = server.files("tester/digits")
+    assert (finished / "quantized" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert sent["model.safetensors"] == (finished / "quantized" / "model.safetensors").read_bytes()
+    assert {"README.md", "config.json", "preprocessor_config.json", "quality_size.png"} <= set(sent)
+
+
 @pytest.fixture
 def reviews(tmp_path):
     """A text-classification recipe over local files and a tiny BERT with a real tokenizer."""
