@@ -110,6 +110,11 @@ def run_recipe(
         RecipeError, ConfigError: if the recipe cannot run; nothing is written then.
         OutputExistsError: if the folder holds something else.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(
+            "a recipe runs in one process, found WORLD_SIZE > 1; train on several with a script of your own and "
+            "CompressionTrainer (scripts/train_text_classification.py is one)"
+        )
     config = load_recipe(recipe, overrides)
     from transformers.utils import logging
 

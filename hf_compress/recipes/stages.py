@@ -127,6 +127,7 @@ def train(context: StageContext) -> Mapping[str, Any]:
     from hf_compress.recipes.tasks import accuracy
     from hf_compress.training.checkpoint import last_complete_checkpoint
     from hf_compress.training.publish import check_saved_zeros
+    from hf_compress.training.restore import RestoreWeights
     from hf_compress.training.trainer import CompressionTrainer
 
     stage, task = context.stage, context.task
@@ -143,6 +144,9 @@ def train(context: StageContext) -> Mapping[str, Any]:
         compression=stage.compression,
         teacher=None if stage.teacher is None else context.resolve(stage.teacher),
     )
+    if stage.compression is None:
+        # With compression the Trainer adds it itself.
+        trainer.add_callback(RestoreWeights())
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLines(stage.name))
     needs = {"pruning": trainer.pruner is not None}
@@ -176,13 +180,10 @@ def fast_arguments() -> dict[str, Any]:
     """Return the training arguments that are fastest on this machine without changing what is learnt."""
     import torch
 
-    if torch.cuda.is_available():
-        bf16 = torch.cuda.is_bf16_supported()
-    else:
-        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on_gpu = torch.cuda.is_available()
     return {
-        "use_cpu": not torch.accelerator.is_available(),
-        "bf16": bf16,
+        "use_cpu": not on_gpu,
+        "bf16": torch.cuda.is_bf16_supported() if on_gpu else _cpu_multiplies_bf16(),
         "optim": "adamw_torch_fused",
         "report_to": "none",
         "save_strategy": "steps",
@@ -191,6 +192,15 @@ def fast_arguments() -> dict[str, Any]:
         "logging_steps": 50,
         "disable_tqdm": not sys.stderr.isatty(),
     }
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Say whether the processor has instructions for bf16 products; elsewhere bf16 is emulated and slow."""
+    import torch
+
+    # torch has no public question for it, and older versions ask for fewer instruction sets.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, question, bool)() for question in questions)
 
 
 def _training_method(stage: StageConfig, options: Mapping[str, Any], trainer: Any) -> Mapping[str, Any]:

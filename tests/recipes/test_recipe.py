@@ -65,26 +65,36 @@ def test_a_rerun_does_nothing_and_changed_options_are_refused(finished):
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 
-def test_a_killed_run_goes_on_at_the_first_incomplete_stage_and_ends_the_same(finished, tmp_path):
-    command = [sys.executable, "-m", "hf_compress", "run", "digits", "--output-dir", tmp_path / "run"]
+def test_killed_runs_go_on_at_the_first_incomplete_stage_and_end_the_same(finished, tmp_path):
+    """Killed once in the teacher's training, once in the student's, and then left alone."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "hf_compress", "run", "digits", "--output-dir", run]
     command += [part for override in SHORT for part in ("--set", override)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    checkpoint = tmp_path / "run" / "work" / "compressed" / "checkpoint-4" / "trainer_state.json"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "run" / "compressed").exists()
-    stamp = (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns
+    for stage in ("teacher", "compressed"):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        checkpoint = run / "work" / stage / "checkpoint-4" / "trainer_state.json"
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (run / stage).exists()
+    stamp = (run / "teacher" / "model.safetensors").stat().st_mtime_ns
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "teacher: done before" in done.stderr
-    assert (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns == stamp
-    for name in ("shrunk", "quantized"):
-        one, other = (next((folder / name).glob("*.safetensors")) for folder in (finished, tmp_path / "run"))
-        assert one.read_bytes() == other.read_bytes()
+    assert (run / "teacher" / "model.safetensors").stat().st_mtime_ns == stamp
+    for name in ("teacher", "shrunk", "quantized"):
+        one, other = (next((folder / name).glob("*.safetensors")) for folder in (finished, run))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="one process"):
+        run_recipe("digits", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_pushed_when_asked_without_doing_it_again(finished, tmp_path, monkeypatch):
