@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         arguments.call(arguments)
-    except HfCompressError as error:
+    except (HfCompressError, OSError) as error:
+        # transformers and datasets say with an OSError that a Hub id or folder cannot be loaded.
         print(f"hf-compress {arguments.verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -126,7 +127,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
     quality: dict[str, Any] = {}
     if arguments.recipe is not None:
-        from hf_compress.recipes.recipe import load_recipe
+        from hf_compress.recipes.load import load_recipe
         from hf_compress.recipes.tasks import build_task
 
         pairs = [m.partition("=") for m in arguments.models]

@@ -44,6 +44,7 @@ def test_inspect_quantize_measure_compare_card_and_push_in_a_row(model, tmp_path
         (["quantize", "DIR/nowhere", "DIR/out"], "there is no model folder"),
         (["measure", "DIR"], "no *.safetensors weights"),
         (["compare", "DIR"], "holds no records"),
+        (["inspect", "nobody/nothing-like-this"], "nobody/nothing-like-this"),
         (["push", "DIR/nowhere", "me/x", "--dry-run"], "nowhere"),
     ],
 )

@@ -42,7 +42,7 @@ def test_links_to_files_lead_somewhere(name):
 def test_the_recipe_in_the_readme_is_valid():
     import yaml
 
-    from hf_compress.recipes.recipe import load_recipe
+    from hf_compress.recipes.load import load_recipe
     from hf_compress.recipes.stages import check_stages
 
     text = re.search(r"```yaml\n(.*?)```", README, re.S).group(1)

@@ -14,80 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_compress.errors import OutputExistsError, RecipeError, did_you_mean
+from hf_compress.errors import HfCompressError, OutputExistsError, RecipeError
 from hf_compress.options import read_data_file
 from hf_compress.recipes.config import RecipeConfig
+from hf_compress.recipes.load import load_recipe
 
-_BUILTIN = Path(__file__).parent / "builtin"
 _MARK = "recipe.json"
 # What a mark keeps of a stage that says how training went rather than what was done.
 _LOGS = ("history", "validation")
-
-
-def builtin_recipes() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(p.stem for p in _BUILTIN.glob("*.yaml"))
-
-
-def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
-    """Read a recipe and apply overrides.
-
-    Args:
-        recipe: name of a built-in one, path of a YAML or JSON file, or plain data.
-        overrides: "dotted.key=value" each; stages by name, e.g. "stages.teacher.arguments.max_steps=10".
-
-    Raises:
-        RecipeError: if there is no such recipe or an override leads nowhere.
-        ConfigError: with every problem of the recipe.
-    """
-    if isinstance(recipe, Mapping):
-        data = json.loads(json.dumps(recipe))
-    elif str(recipe) in builtin_recipes():
-        data = read_data_file(_BUILTIN / f"{recipe}.yaml")
-    elif Path(recipe).is_file():
-        data = read_data_file(recipe)
-    else:
-        known = builtin_recipes()
-        raise RecipeError(
-            f"there is no recipe {str(recipe)!r}{did_you_mean(str(recipe), known)}: neither a file nor built in; "
-            f"built in are: {', '.join(known)}"
-        )
-    for override in overrides:
-        _override(data, override)
-    return RecipeConfig.from_dict(data)
-
-
-def _override(data: Any, override: str) -> None:
-    import yaml
-
-    key, found, text = override.partition("=")
-    if not found or not key:
-        raise RecipeError(f"expected key=value, found {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value of {key} is no YAML: {text!r}") from error
-    *parents, last = key.split(".")
-    place = data
-    for part in parents:
-        place = _descend(place, part, key)
-    if isinstance(place, list):
-        raise RecipeError(f"{key} names a whole stage; name one of its options, e.g. {key}.source=...")
-    place[last] = value
-
-
-def _descend(place: Any, part: str, key: str) -> Any:
-    if isinstance(place, list):
-        names = [str(item.get("name")) for item in place]
-        if part not in names:
-            known = ", ".join(names)
-            raise RecipeError(f"{key}: there is no stage {part!r}{did_you_mean(part, names)}; there are: {known}")
-        return place[names.index(part)]
-    if place.get(part) is None:
-        place[part] = {}
-    if not isinstance(place[part], (dict, list)):
-        raise RecipeError(f"{key}: {part} is {place[part]!r} and holds no options")
-    return place[part]
 
 
 def run_recipe(
@@ -224,8 +158,13 @@ class Run:
         for leftover in (target, part):  # of a run that was killed before it could set its mark
             shutil.rmtree(leftover, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
-        context = StageContext(self.config, stage, self.task, part, work, self.resolve)
-        method = STAGES.get(stage.kind)(context)
+        try:
+            context = StageContext(self.config, stage, self.task, part, work, self.resolve)
+            method = STAGES.get(stage.kind)(context)
+        except HfCompressError:
+            raise
+        except OSError as error:  # the disk, or an id or folder that transformers cannot load
+            raise RecipeError(f"stage {stage.name!r} with source {stage.source!r}: {error}") from error
         os.replace(part, target)
         shutil.rmtree(work, ignore_errors=True)
         return method

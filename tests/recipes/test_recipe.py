@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from hf_compress import run_recipe
 from hf_compress.errors import ConfigError, DataError, OutputExistsError, RecipeError
 from hf_compress.measurement.record import load_records
-from hf_compress.recipes.recipe import builtin_recipes, load_recipe
+from hf_compress.recipes.load import builtin_recipes, load_recipe
 from hf_compress.recipes.stages import STAGES, check_stages
 
 # The built-in recipe with a smaller teacher and few steps.
@@ -200,6 +200,7 @@ def change(data, key, value):
         (["task", "label_column"], "lable", DataError, "no column 'lable' .did you mean 'label'"),
         (["task", "splits"], {"test": "tset"}, DataError, "no split 'tset' .did you mean 'test'"),
         (["measure", "models"], ["nobody"], ConfigError, "stages that do not exist: nobody"),
+        (["stages", 0, "source"], "nobody/nothing", RecipeError, "stage 'teacher' with source 'nobody/nothing'"),
         (["stages"], [], ConfigError, "stages is empty"),
         (["name"], None, ConfigError, "'name' is missing"),
     ],
