@@ -134,7 +134,7 @@ def _from_config(source: Any) -> nn.Module:
     config = source
     if isinstance(source, (str, os.PathLike)):
         try:
-            config = transformers.AutoConfig.from_pretrained(source)
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ArchitectureError(
                 f"expected the id or folder of a transformers model, found {str(source)!r}: {error}"

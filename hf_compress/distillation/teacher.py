@@ -64,7 +64,7 @@ def load_teacher_model(source: str | Path) -> nn.Module:
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     names = config.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
     if model_class is None:

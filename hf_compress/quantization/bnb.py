@@ -121,7 +121,7 @@ def _load_quantized(model_class: Any, source: Path, config: QuantizationConfig) 
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        skeleton = model_class(AutoConfig.from_pretrained(source))
+        skeleton = model_class(AutoConfig.from_pretrained(source, trust_remote_code=False))
     known = {name for name, _ in skeleton.named_modules()}
     unknown = [m for m in config.skip_modules if not any(n == m or n.endswith(m) or n.startswith(m) for n in known)]
     if unknown:

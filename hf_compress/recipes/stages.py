@@ -172,8 +172,8 @@ def initial_model(context: StageContext) -> Any:
         return auto.from_config(config)
     source = context.resolve(str(stage.source))
     if source != stage.source:  # an earlier stage has the labels already
-        return auto.from_pretrained(source)
-    return auto.from_pretrained(source, ignore_mismatched_sizes=True, **labels)
+        return auto.from_pretrained(source, trust_remote_code=False)
+    return auto.from_pretrained(source, trust_remote_code=False, ignore_mismatched_sizes=True, **labels)
 
 
 def fast_arguments() -> dict[str, Any]:

@@ -94,7 +94,7 @@ def image_classification(config: TaskConfig, processor_source: str | None) -> Ta
     if processor_source is None:
         processor = _plain_processor(splits, config)
     else:
-        processor = AutoImageProcessor.from_pretrained(processor_source)
+        processor = AutoImageProcessor.from_pretrained(processor_source, trust_remote_code=False)
     columns = (config.image_column, config.label_column)
     rows = {name: ImageRows(part, processor, columns) for name, part in splits.rows.items()}
     return Task(
@@ -119,7 +119,7 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
     splits = load_splits(config)
     columns = config.text_columns or ("text",)
     _require_columns(splits, columns)
-    tokenizer = AutoTokenizer.from_pretrained(processor_source)
+    tokenizer = AutoTokenizer.from_pretrained(processor_source, trust_remote_code=False)
 
     def encode(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         encoded = tokenizer(*(batch[c] for c in columns), truncation=True, max_length=config.max_length)
