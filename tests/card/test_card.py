@@ -15,6 +15,7 @@ from hf_compress import create_card
 from hf_compress.errors import ConfigError, OutputExistsError, RecordError
 from hf_compress.hub.card import CardInfo, render_card
 from hf_compress.measurement.notes import honest_notes
+from hf_compress.measurement.record import load_records
 from hf_compress.report.tables import format_change, format_spread, format_value
 
 GOLDEN = Path(__file__).with_name("golden.md")
@@ -57,6 +58,14 @@ def test_every_number_of_the_card_is_in_a_record():
     card = render_card(noted(), INFO)
     assert len(numbers(card)) > 30
     assert unknown_numbers(card, noted()) == set()
+
+
+@pytest.mark.parametrize("folder", sorted((Path(__file__).parents[2] / "model_cards").iterdir()), ids=lambda p: p.name)
+def test_every_number_of_the_gallery_is_in_its_records(folder):
+    card = (folder / "README.md").read_text()
+    assert len(numbers(card)) > 30
+    assert unknown_numbers(card, load_records(folder / "records")) == set()
+    assert all((folder / name).is_file() for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card))
 
 
 @pytest.mark.parametrize("true", ["98.89 %", "+0.28 points", "208 kB", "x0.60", "0.953 ms", "360 samples", "x1.99"])
