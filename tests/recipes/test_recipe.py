@@ -22,9 +22,9 @@ SHORT = [
     "stages.teacher.config.num_hidden_layers=3",
     "stages.teacher.config.hidden_size=64",
     "stages.teacher.config.intermediate_size=128",
-    "stages.teacher.arguments.max_steps=12",
+    "stages.teacher.arguments.max_steps=40",
     "stages.teacher.arguments.save_steps=4",
-    "stages.compressed.arguments.max_steps=12",
+    "stages.compressed.arguments.max_steps=40",
     "stages.compressed.arguments.save_steps=4",
     "task.max_samples=128",
 ]
