@@ -118,8 +118,9 @@ class Run:
         self._task: Any = None
 
     def finish(self) -> None:
-        """Do everything that is not done yet."""
+        """Do everything that is not done yet, and print the comparison."""
         from hf_compress.recipes.progress import say
+        from hf_compress.report.compare import compare
 
         steps = [*((s.name, lambda s=s: self._stage(s)) for s in self.config.stages), ("report", self._report)]
         for number, (name, step) in enumerate(steps, 1):
@@ -132,6 +133,7 @@ class Run:
             method = step()
             _write_json(mark, {"seconds": round(time.monotonic() - started, 1), "method": method})
             say(f"[{number}/{len(steps)}] {name}: {time.monotonic() - started:.1f} s")
+        print(compare(self.folder / "records"))
         if self.config.push_to is not None:
             self._push()
 
@@ -203,7 +205,7 @@ class Run:
             batch_sizes=settings.batch_sizes,
             length=settings.length,
         )
-        print(compare(records, self.folder))
+        compare(records, self.folder)
         self._card(records)
         return {"models": list(names)}
 

@@ -57,9 +57,10 @@ def test_the_shrunk_model_is_plain_and_has_half_the_neurons(finished):
     assert (finished / "shrunk" / "preprocessor_config.json").is_file()
 
 
-def test_a_rerun_does_nothing_and_changed_options_are_refused(finished):
+def test_a_rerun_does_nothing_but_show_the_table_and_changed_options_are_refused(finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
     run_recipe("digits", finished, overrides=SHORT)
+    assert "weights on disk" in capsys.readouterr().out
     with pytest.raises(OutputExistsError, match=r"other options \(stages.1.layers\)"):
         run_recipe("digits", finished, overrides=[*SHORT, "stages.student.layers=1"])
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
