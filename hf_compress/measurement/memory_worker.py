@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hf_compress.measurement.load import is_quantized, load_model, model_class
 
 def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> dict[str, Any]:
     """Load the model and run one forward pass; return the peak memory in bytes and the conditions."""
-    _import_all(folder)
+    _warm_up(folder)
     before = _resident_bytes()
     model = load_model(folder, device)
     inputs = dummy_inputs(model, batch_size, length)
@@ -30,13 +31,19 @@ def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> di
     return {"bytes": peak, "conditions": {**describe_inputs(inputs), "dtype": dtype}}
 
 
-def _import_all(folder: str) -> None:
+def _warm_up(folder: str) -> None:
     # What libraries and the thread pool take is no property of the model, so it is here before counting starts.
-    import accelerate  # noqa: F401
+    # transformers imports part of itself only when a first model is loaded, so a tiny one is.
+    from transformers import BertConfig, BertModel
 
     model_class(folder)
     if is_quantized(folder):
         import bitsandbytes  # noqa: F401
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    with tempfile.TemporaryDirectory() as tiny, torch.inference_mode():
+        BertModel(BertConfig(vocab_size=8, max_position_embeddings=8, **sizes)).save_pretrained(tiny)
+        model = load_model(tiny, "cpu")
+        model(**dummy_inputs(model, 1))
     torch.nn.functional.linear(torch.ones(256, 256), torch.ones(256, 256))
 
 
