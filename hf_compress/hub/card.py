@@ -5,11 +5,10 @@ Level: base; jinja2, yaml and huggingface_hub are imported inside functions.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,14 @@ _AUTO_CLASSES = {
 _EXCEPTIONS = re.compile(
     r"Data2VecAudio|Hubert|SEW|UniSpeech|Wav2Vec2|WavLM|LayoutLM|Tapas|Blip|Vilt|Fuyu|Git|Mistral4|Phi4M"
 )
-_OWN_MARKS = ("hf_compress", "generated_from_trainer", "Model Card for Model ID")
+# Not inside a word or a relative path; "-I/home/x" is one option and one path.
+_PATH_START = r"(?:(?<![\w./~-])|(?<=\s-\w))"
+# What only generated cards say; a name alone may stand in anybody's text.
+_OWN_MARKS = (
+    "Stock transformers loads it; hf_compress is not needed",
+    "generated_from_trainer",
+    "Model Card for Model ID",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def create_card(
         if not Path(path).is_file():
             raise ConfigError(f"there is no picture {path}")
     target = folder / "README.md"
-    if target.exists() and not any(mark in target.read_text(encoding="utf-8") for mark in _OWN_MARKS):
+    if target.exists() and not any(m in target.read_text(encoding="utf-8", errors="replace") for m in _OWN_MARKS):
         raise OutputExistsError(f"{target} was written by someone else; move it away to have a card generated")
     text = render_card(records, info or CardInfo(folder.resolve().name), [Path(p).name for p in pictures])
     for path in pictures:
@@ -138,9 +144,12 @@ def render_card(records: Iterable[Record], info: CardInfo, pictures: Sequence[st
 
 def without_local_paths(text: str) -> str:
     """Return `text` with absolute paths of this machine cut down to their last part; URLs stay."""
-    text = re.sub(r"(?<![\w.:/-])/(?:home|Users)/[\w.-]+(?![\w.-]|/\w)", "~", text)
-    text = re.sub(r"(?:file:/*|(?<![\w.:/-])~?)/(?:[\w.+@-]+/)+([\w.+@-]*)", r"\1", text)
-    return re.sub(r"\b[A-Za-z]:\\(?:[^\\\s\"']+\\)+([^\\\s\"']*)", r"\1", text)
+    # A path begins at its first slash, even after "name:" or "-I"; those of "https://" and "a/b/c" are none.
+    text = re.sub(rf"{_PATH_START}/(?:home|Users)/[\w.-]+(?![\w.-]|/\w)", "~", text)
+    text = re.sub(rf"(?:file:/*|{_PATH_START}~?)/(?:[\w.+@-]+/)+([\w.+@-]*)", r"\1", text)
+    # One backslash, or two as in JSON.
+    text = re.sub(r"\b[A-Za-z]:\\+Users\\+[^\\\s\"']+(?!\\|[^\\\s\"'])", "~", text)
+    return re.sub(r"\b[A-Za-z]:\\+(?:[^\\\s\"']+\\+)+([^\\\s\"']*)", r"\1", text)
 
 
 def _is_hub_id(value: str) -> bool:
@@ -216,9 +225,9 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
         "spreads": wording.spread_lines(rows, compared),
         "notes": result.notes,
         "pictures": [{"file": name, "title": Path(name).stem.replace("_", " ")} for name in pictures],
-        "method": _as_yaml(shown) if shown else "",
+        "method": wording.listing(wording.as_yaml(shown)) if shown else "",
         "left_alone": ", ".join(f"`{name}`" for name in result.method.get("left_alone", ())),
-        "recipe": info.recipe.strip(),
+        "recipe": wording.listing(info.recipe.strip()),
         "command": result.command,
         "provenance": wording.provenance_lines(result),
         "limits": _limits(result, info),
@@ -226,7 +235,7 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
 
 
 def _summary(result: Record, baseline: Record | None, info: CardInfo) -> str:
-    what = result.method.get("architecture", "model")
+    what = result.method.get("architecture") or "model"
     sentence = f"A `{what}`"
     if info.base_model:
         sentence += f" made from [{info.base_model}](https://huggingface.co/{info.base_model})"
@@ -240,14 +249,14 @@ def _summary(result: Record, baseline: Record | None, info: CardInfo) -> str:
 
 def _snippet(result: Record, info: CardInfo) -> str:
     auto = _auto_class(result)
-    name = auto[0] if auto else result.method.get("architecture", "AutoModel")
+    name = auto[0] if auto else result.method.get("architecture") or "AutoModel"
     place = f'"{info.repo_id}")' if info.repo_id else '".")  # this folder, or its id on the Hub'
     return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}"
 
 
 def _auto_class(result: Record) -> tuple[str, str] | None:
     """Return the Auto class and the Hub's task; None where the name of the class does not tell."""
-    architecture = result.method.get("architecture", "")
+    architecture = result.method.get("architecture") or ""
     if _EXCEPTIONS.match(architecture):
         return None
     return next((found for end, found in _AUTO_CLASSES.items() if architecture.endswith(end)), None)
@@ -266,10 +275,3 @@ def _limits(result: Record, info: CardInfo) -> list[str]:
     if not any(tables.is_quality(m.name) for m in result.measurements):
         standard.insert(0, "Its quality was not measured.")
     return [*info.limits, *standard]
-
-
-def _as_yaml(data: Mapping[str, Any]) -> str:
-    import yaml
-
-    # Through JSON, because YAML would write tuples as Python objects.
-    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False, allow_unicode=True).strip()

@@ -64,7 +64,12 @@ def measure(
     folders = _named_folders(models)
     roles = _roles(list(folders), options)
     _check_known(methods or {}, folders)
-    measured = {name: _measure_files(name, folder, options) for name, folder in folders.items()}
+    # Sizes come first: they are fast, and a folder that is no whole model is refused before anything slow starts.
+    measured = {name: measure_size(folder) for name, folder in folders.items()}
+    # Memory comes before loading, so that no other model takes memory at that time.
+    for name, folder in folders.items() if options.memory else ():
+        _say(f"{name}: memory")
+        measured[name].append(measure_peak_memory(folder, options.batch_sizes[0], length=options.length))
     loaded = {name: load_model(folder) for name, folder in folders.items()}
     # Described before anything runs, since a forward pass may change quantized modules.
     what = {
@@ -82,14 +87,6 @@ def measure(
         for name in folders
     ]
     return _finish(records, output_dir)
-
-
-def _measure_files(name: str, folder: Path, options: MeasureSettings) -> list[Measurement]:
-    _say(f"{name}: size" + (" and memory" if options.memory else ""))
-    found = measure_size(folder)
-    if options.memory:
-        found.append(measure_peak_memory(folder, options.batch_sizes[0], length=options.length))
-    return found
 
 
 def _measure_speed(loaded: Mapping[str, nn.Module], options: MeasureSettings) -> dict[str, list[Measurement]]:

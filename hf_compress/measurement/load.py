@@ -36,16 +36,28 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Return the safetensors files of a saved model, by name.
+    """Return the safetensors files that `from_pretrained` reads; others in the folder, such as masks, are no weights.
 
     Raises:
-        ConfigError: if there are none, or no such folder.
+        ConfigError: if there are none, one of several is missing, or no such folder.
     """
     if not Path(folder).is_dir():
         raise ConfigError(f"there is no model folder {folder}; give a folder written by save_pretrained")
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder} has no *.safetensors weights (no other format is read); save it again")
+    whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise ConfigError(
+            f"{folder} has no *.safetensors weights under model.* (no other format is read); save it again"
+        )
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ConfigError(f"{index} is no index of weights: {error}; save the model again") from error
+    files = [Path(folder) / name for name in sorted(names)]
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}, which its index names; copy the whole folder")
     return files
 
 

@@ -41,7 +41,15 @@ class Measurement:
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
             raise RecordError(f"measurement {self.name!r} must be a finite plain number, found {self.value!r}")
-        object.__setattr__(self, "samples", tuple(float(s) for s in self.samples))
+        # A numpy float is a float too, and would be dumped as a Python object.
+        object.__setattr__(self, "value", self.value if isinstance(self.value, int) else float(self.value))
+        try:
+            samples = tuple(float(s) for s in self.samples)
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"the samples of {self.name!r} must be numbers, found {self.samples!r}") from error
+        if not all(math.isfinite(s) for s in samples):
+            raise RecordError(f"the samples of {self.name!r} must be finite, found {samples}")
+        object.__setattr__(self, "samples", samples)
 
     @property
     def spread(self) -> float | None:
@@ -130,11 +138,19 @@ class Record:
 
 
 def save_record(record: Record, path: str | Path) -> Path:
-    """Write `record` as JSON to `path`, whole or not at all."""
+    """Write `record` as JSON to `path`, whole or not at all.
+
+    Raises:
+        RecordError: if it holds something that JSON has no form for.
+    """
     path = Path(path)
+    try:
+        text = json.dumps(record.to_dict(), indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"the record of {record.model!r} must hold plain finite data only: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
 
@@ -149,7 +165,10 @@ def load_record(path: str | Path) -> Record:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordError(f"{path} holds no record: {error}") from error
-    return Record.from_dict(data)
+    try:
+        return Record.from_dict(data)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error
 
 
 def load_records(folder: str | Path) -> list[Record]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_compress.measurement.load import is_quantized, model_class, weight_files
+from hf_compress.measurement.load import is_quantized, load_model, model_class, weight_files
 from hf_compress.measurement.record import Measurement
 
 
@@ -50,15 +50,15 @@ def measure_size(folder: str | Path) -> list[Measurement]:
     if is_quantized(folder):
         # The files hold packed codes and their scales; the shapes that these stand for are those of the plain model.
         return [*found, Measurement("parameters", sum(p.numel() for p in skeleton.parameters()), "parameters")]
-    parameters = nonzeros = 0
-    for tensor in _stored_parameters(files, skeleton):
-        parameters += tensor.numel()
-        nonzeros += int(torch.count_nonzero(tensor))
+    counts = _count_stored(files, skeleton)
+    if counts["parameters"] != sum(p.numel() for p in skeleton.parameters()):
+        # The files lack weights of the model or hold others as well; only loading tells which ones it uses.
+        with torch.random.fork_rng(devices=[]):
+            counts = count_parameters(load_model(folder, "cpu"))
     return [
         *found,
-        Measurement("parameters", parameters, "parameters"),
-        Measurement("nonzeros", nonzeros, "parameters"),
-        Measurement("sparsity", 1 - nonzeros / parameters, "fraction"),
+        *(Measurement(name, count, "parameters") for name, count in counts.items()),
+        Measurement("sparsity", 1 - counts["nonzeros"] / counts["parameters"], "fraction"),
     ]
 
 
@@ -66,6 +66,14 @@ def _skeleton(folder: str | Path) -> nn.Module:
     cls = model_class(folder)
     with torch.device("meta"):
         return cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
+
+
+def _count_stored(files: list[Path], skeleton: nn.Module) -> dict[str, int]:
+    counts = {"parameters": 0, "nonzeros": 0}
+    for tensor in _stored_parameters(files, skeleton):
+        counts["parameters"] += tensor.numel()
+        counts["nonzeros"] += int(torch.count_nonzero(tensor))
+    return counts
 
 
 def _stored_parameters(files: list[Path], skeleton: nn.Module) -> Iterator[torch.Tensor]:

@@ -48,17 +48,20 @@ def measure_latency(
         For each model and batch size the latency in ms (median, with all samples) and the throughput in samples/s.
     """
     found: dict[str, list[Measurement]] = {name: [] for name in models}
-    was_training = {name: model.training for name, model in models.items()}
+    # Of each part, since frozen parts of a model in training may be in eval mode.
+    was_training = [(part, part.training) for model in models.values() for part in model.modules()]
     for model in models.values():
         model.eval()
-    for batch_size in batch_sizes:
-        prepared = {name: (model, inputs(model, batch_size)) for name, model in models.items()}
-        samples = _sample(prepared, warmup, rounds, seconds)
-        for name, (model, batch) in prepared.items():
-            conditions = _conditions(model, batch, batch_size, warmup)
-            found[name] += _measurements(samples[name], batch_size, conditions)
-    for name, model in models.items():
-        model.train(was_training[name])
+    try:
+        for batch_size in batch_sizes:
+            prepared = {name: (model, inputs(model, batch_size)) for name, model in models.items()}
+            samples = _sample(prepared, warmup, rounds, seconds)
+            for name, (model, batch) in prepared.items():
+                conditions = _conditions(model, batch, batch_size, warmup)
+                found[name] += _measurements(samples[name], batch_size, conditions)
+    finally:
+        for part, mode in was_training:
+            part.training = mode
     return found
 
 

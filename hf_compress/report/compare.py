@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from hf_compress.imports import is_available
 from hf_compress.measurement.record import Record, load_records, sort_records
 from hf_compress.report.plots import first_quality_metric, plot_quality_latency, plot_quality_size, save_plot
 from hf_compress.report.tables import compare_table
@@ -19,7 +20,8 @@ def compare(records_or_folder: Iterable[Record] | str | Path, output_dir: str | 
 
     Args:
         records_or_folder: records, or the folder that holds them as *.json.
-        output_dir: where comparison.md and, if quality was measured, quality_size.png and quality_latency.png go.
+        output_dir: where comparison.md and, if quality was measured and matplotlib is installed, quality_size.png and
+            quality_latency.png go.
 
     Returns:
         The table as plain text, with the notes of the records below it.
@@ -45,7 +47,9 @@ def notes_of(records: Iterable[Record]) -> list[str]:
 
 def _write(records: list[Record], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _draw(records, folder) if first_quality_metric(records) else []
+    # matplotlib is optional; the table does not need it.
+    can_draw = is_available("matplotlib") and first_quality_metric(records)
+    pictures = _draw(records, folder) if can_draw else []
     parts = [
         "# Comparison",
         compare_table(records, style="markdown"),

@@ -177,6 +177,7 @@ def _write_names(axes: Any, records: list[Record], positions: list[tuple[float, 
     axes.figure.canvas.draw()
     points = [axes.transData.transform(position) for position in positions]
     taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in points]
+    taken += [Bbox.from_extents(x - 2, y - 2, x + 2, y + 2) for x, y in _along_arrows(points)]
     for record, position in zip(records, positions, strict=True):
         name = f"{record.model} (baseline)" if record.role == "baseline" else record.model
         for number, (offset, align) in enumerate(_LABEL_PLACES, 1):
@@ -203,3 +204,10 @@ def _draw_arrows(axes: Any, positions: list[tuple[float, float]]) -> None:
     for start, end in zip(positions, positions[1:], strict=False):
         arrow = {"arrowstyle": "->", "color": "#888888", "linewidth": 1, "shrinkA": 7, "shrinkB": 7}
         axes.annotate("", xy=end, xytext=start, arrowprops=arrow, zorder=2)
+
+
+def _along_arrows(points: list[Any]) -> list[tuple[float, float]]:
+    """Return places on the lines between successive points."""
+    shares = [i / 50 for i in range(1, 50)]
+    pairs = list(zip(points, points[1:], strict=False))
+    return [(a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1])) for a, b in pairs for t in shares]

@@ -73,7 +73,8 @@ def format_change(value: Measurement, base: Measurement) -> str:
     Times and throughputs that are worse by more than the noise say "slower".
     """
     if value.unit == "fraction":
-        return f"{_signed(100 * (value.value - base.value))} points"
+        # Adding 0.0 turns -0.0 into 0.0.
+        return f"{round(100 * (value.value - base.value), 2) + 0.0:+.2f} points"
     change = ratio(value, base)
     if is_quality(value.name) or change is None:
         return _signed(value.value - base.value)
@@ -111,14 +112,16 @@ def comparison_rows(records: Sequence[Record]) -> list[Row]:
     """Line up what was measured of several models: quality, size, speed.
 
     Raises:
-        RecordError: if the models' quality was measured on different data.
+        RecordError: if the models' quality was measured on different data, or the models on different machines.
     """
+    _check_same_place(records)
     found: dict[tuple[str, tuple[Any, ...]], list[Measurement | None]] = {}
     for position, record in enumerate(records):
         for measurement in record.measurements:
             if measurement.name in _HIDDEN:
                 continue
-            key = (measurement.name, tuple(measurement.conditions.get(c) for c in _CONDITION_LABELS))
+            same = (measurement.unit, *(measurement.conditions.get(c) for c in _CONDITION_LABELS))
+            key = (measurement.name, same)
             found.setdefault(key, [None] * len(records))[position] = measurement
     samples = _sample_count(records)
     rows = [Row(name, _label(name, row, samples), tuple(row)) for (name, _), row in found.items()]
@@ -189,6 +192,20 @@ def _label(name: str, row: Iterable[Measurement | None], samples: int | None) ->
     return f"{label} ({conditions})" if conditions else label
 
 
+def _check_same_place(records: Iterable[Record]) -> None:
+    """Refuse to compare what was not measured in the same place; what is counted is the same everywhere."""
+    measured = [r for r in records if any(m.name not in SIZE_METRICS + _HIDDEN for m in r.measurements)]
+    for record in measured[1:]:
+        # Threads are a condition of each measurement.
+        keys = (measured[0].environment.keys() | record.environment.keys()) - {"threads"}
+        other = [k for k in sorted(keys) if measured[0].environment.get(k) != record.environment.get(k)]
+        if other:
+            raise RecordError(
+                f"{measured[0].model} and {record.model} were not measured in the same place: {', '.join(other)} "
+                "differ, so they cannot be compared; measure both in one run"
+            )
+
+
 def _sample_count(records: Iterable[Record]) -> int | None:
     data = [dict(r.dataset) for r in records if any(is_quality(m.name) for m in r.measurements)]
     if any(d != data[0] for d in data):
@@ -202,7 +219,9 @@ def _rank(name: str) -> int:
 
 
 def _signed(value: float) -> str:
-    # Adding 0.0 turns -0.0 into 0.0.
+    # Two decimals would show the difference of two small losses as none.
+    if 0 < abs(value) < 0.1:
+        return f"{'-' if value < 0 else '+'}{significant(abs(value), 2)}"
     return f"{round(value, 2) + 0.0:+.2f}"
 
 

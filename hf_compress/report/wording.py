@@ -5,6 +5,7 @@ Level: base.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ _METHODS = {
     "quantization": {"quantization", "quantize", "quantization_config"},
     "bitsandbytes": {"bitsandbytes"},
 }
+# A longer listing is folded, so that the numbers and the limits stay in view.
+_FOLDED_LINES = 80
+_LONG_LIST = 20
 
 
 def methods_of(record: Record) -> list[str]:
@@ -120,6 +124,33 @@ def provenance_lines(result: Record) -> list[str]:
         f"Machine: {machine}, {place['cores']} cores" if machine and place.get("cores") else "",
     ]
     return [line for line in lines if line]
+
+
+def as_yaml(data: Mapping[str, Any]) -> str:
+    """Return what was done to a model as YAML that a person can read: without None, long lists cut."""
+    import yaml
+
+    # Through JSON, because YAML would write tuples as Python objects.
+    plain = json.loads(json.dumps(_shortened(data), default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
+
+
+def listing(text: str) -> str:
+    """Return YAML as a block of markdown, folded if it is long."""
+    block = f"```yaml\n{text}\n```" if text else ""
+    if text.count("\n") < _FOLDED_LINES:
+        return block
+    return f"<details>\n<summary>Show the whole listing</summary>\n\n{block}\n\n</details>"
+
+
+def _shortened(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _shortened(v) for k, v in data.items() if v is not None}
+    if not isinstance(data, (list, tuple)):
+        return data
+    if len(data) > _LONG_LIST:
+        return f"{len(data)} values, from {data[0]} to {data[-1]}; all are in the record"
+    return [_shortened(v) for v in data]
 
 
 def _words(data: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from hf_compress import create_card
 from hf_compress.errors import ConfigError, OutputExistsError, RecordError
-from hf_compress.hub.card import CardInfo, render_card
+from hf_compress.hub.card import CardInfo, render_card, without_local_paths
 from hf_compress.measurement.notes import honest_notes
 from hf_compress.measurement.record import load_records
 from hf_compress.report.tables import format_change, format_spread, format_value
@@ -108,10 +108,15 @@ def test_what_is_not_known_is_left_out():
     assert "base_model_relation: finetune" in relation
 
 
-def test_a_record_without_method_quality_or_baseline_still_gives_a_card():
-    bare = dataclasses.replace(records.three()[2], method={}, dataset={}, measurements=())
+@pytest.mark.parametrize("method", [{}, {"architecture": None}, {"architecture": "NewNet"}])
+def test_a_record_without_method_quality_or_baseline_still_gives_a_card(method):
+    bare = dataclasses.replace(
+        records.three()[2], method=method, dataset={}, measurements=(), environment={}, seed=None, command=""
+    )
     card = render_card([bare], CardInfo("bare"))
-    assert "AutoModel" in card
+    assert ("NewNet" in card) == (method.get("architecture") == "NewNet")
+    assert "How to reproduce" not in card
+    assert f"{method.get('architecture') or 'AutoModel'}.from_pretrained" in card
     assert "Its quality was not measured." in card
 
 
@@ -139,10 +144,11 @@ def test_a_card_is_written_with_its_pictures_and_again_the_same(tmp_path):
 
 
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
-    (tmp_path / "README.md").write_text("# My own words")
-    with pytest.raises(OutputExistsError, match="written by someone else"):
-        create_card(tmp_path, noted())
-    assert (tmp_path / "README.md").read_text() == "# My own words"
+    for own in (b"# My own words", b"Made with hf_compress, described by hand", "caf\u00e9".encode("latin-1")):
+        (tmp_path / "README.md").write_bytes(own)
+        with pytest.raises(OutputExistsError, match="written by someone else"):
+            create_card(tmp_path, noted())
+        assert (tmp_path / "README.md").read_bytes() == own
     with pytest.raises(ConfigError, match="no model folder"):
         create_card(tmp_path / "gone", noted())
     with pytest.raises(ConfigError, match="no picture"):
@@ -161,3 +167,43 @@ def test_paths_of_this_machine_are_cut_down():
     assert "anna" not in card
     assert "/srv" not in card
     assert "my.yaml" in card
+
+
+def test_whole_training_arguments_and_kept_units_stay_readable():
+    method = {
+        "training": {f"option_{i}": i if i % 2 else None for i in range(200)},
+        "kept": list(range(3000)),
+        "cache": Path("/srv/x/cache"),
+    }
+    teacher, _, quantized = noted()
+    card = render_card([teacher, dataclasses.replace(quantized, method=method)], INFO)
+    done = card.split("## What was done")[1].split("## How to reproduce")[0]
+    assert done.count("\n") < 120
+    assert "3000 values, from 0 to 2999" in done
+    assert done.strip().startswith("<details>")
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", done, re.S).group(1))["training"]["option_7"] == 7
+    assert "null" not in done
+    assert "/srv" not in done
+    assert unknown_numbers(card, noted()) == set()
+    short = render_card(noted(), INFO)
+    assert "<details>" not in short
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--models teacher:/home/anna/x/m", "--models teacher:m"),
+        ("run -I/home/anna/x", "run -Ix"),
+        ("run /home/anna", "run ~"),
+        ("file:///home/anna/m", "m"),
+        ("~/models/m", "m"),
+        (r"C:\Users\anna", "~"),
+        (r"C:\Users\anna\m", "m"),
+        (r'"C:\\Users\\anna\\m"', '"m"'),
+        ("https://huggingface.co/a/b/c", None),
+        ("s3://bucket/a/b", None),
+        ("./a/b and a/b/c and 1049 samples/s", None),
+    ],
+)
+def test_paths_lose_all_but_their_last_part_and_the_rest_stays(text, expected):
+    assert without_local_paths(text) == (text if expected is None else expected)

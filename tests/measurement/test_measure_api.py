@@ -4,6 +4,8 @@ import torch
 
 from hf_compress import QuantizationConfig, measure, quantize
 from hf_compress.errors import ConfigError, RecordError
+from hf_compress.measurement import api
+from hf_compress.measurement.memory import measure_peak_memory
 from hf_compress.measurement.record import load_records
 
 QUICK = {"batch_sizes": (1,), "rounds": 3, "seconds": 0.0, "length": 8, "memory": False}
@@ -70,3 +72,31 @@ def test_bad_input_is_refused_and_nothing_is_written(folders, tmp_path, models, 
     with pytest.raises(error, match=message):
         measure(folders if models is None else models, output_dir=tmp_path / "out", **{**QUICK, **settings})
     assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_folder_refuses_all_before_anything_slow_starts(folders, monkeypatch):
+    started = []
+    monkeypatch.setattr(api, "measure_peak_memory", lambda *_, **__: started.append("memory"))
+    monkeypatch.setattr(api, "measure_latency", lambda *_, **__: started.append("speed"))
+    with pytest.raises(ConfigError, match="there is no model folder"):
+        measure({**folders, "gone": "nowhere"}, **{**QUICK, "memory": True})
+    assert not started
+
+
+def test_memory_of_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="there is no model folder"):
+        measure_peak_memory(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("settings", "roles"),
+    [
+        ({}, ["baseline", "intermediate", "result"]),
+        ({"baseline": "c"}, ["intermediate", "result", "baseline"]),
+        ({"result": "a"}, ["result", "baseline", "intermediate"]),
+        ({"baseline": "b", "result": "a"}, ["result", "baseline", "intermediate"]),
+    ],
+)
+def test_roles_follow_the_order_unless_named(folders, settings, roles):
+    found = measure(dict.fromkeys("abc", folders["dense"]), **{**QUICK, "rounds": 1, "warmup": 0, **settings})
+    assert [r.role for r in found] == roles

@@ -1,5 +1,8 @@
+import dataclasses
 import json
+from pathlib import Path
 
+import numpy
 import pytest
 import records
 
@@ -42,7 +45,7 @@ def test_get_finds_by_condition_and_says_what_there_is():
 def test_a_file_that_is_no_record_is_refused(tmp_path, damage):
     data = {**records.three()[0].to_dict(), **damage}
     (tmp_path / "bad.json").write_text(json.dumps(data))
-    with pytest.raises(RecordError, match="record|role"):
+    with pytest.raises(RecordError, match=r"bad\.json.*(record|role)"):
         load_record(tmp_path / "bad.json")
 
 
@@ -50,3 +53,24 @@ def test_spread_is_the_distance_between_the_quartiles():
     assert Measurement("latency", 3, "ms", samples=tuple(range(1, 9))).spread == 4
     assert Measurement("latency", 3, "ms", samples=(1, 2)).spread is None
     assert Record("m", "result", (), {}).notes == ()
+
+
+@pytest.mark.parametrize("samples", [(1.0, float("inf")), (1.0, float("nan")), ("fast",), (None,)])
+def test_samples_that_are_no_finite_numbers_are_refused(samples):
+    with pytest.raises(RecordError, match="samples of 'latency'"):
+        Measurement("latency", 1.0, "ms", samples=samples)
+
+
+def test_a_numpy_float_becomes_a_plain_one():
+    assert type(Measurement("accuracy", numpy.float64(0.5), "fraction").value) is float
+    assert type(Measurement("parameters", 5, "parameters").value) is int
+
+
+@pytest.mark.parametrize("what", [Path("x"), float("nan"), {1, 2}])
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path, what):
+    record = records.three()[0]
+    path = save_record(record, tmp_path / "r.json")
+    with pytest.raises(RecordError, match="'teacher' must hold plain"):
+        save_record(dataclasses.replace(record, method={"x": what}), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    assert load_record(path) == record

@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_compress import QuantizationConfig, quantize
 from hf_compress.errors import ConfigError
@@ -47,4 +48,43 @@ def test_a_quantized_folder_has_the_parameters_of_its_source(tmp_path, name, sch
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no config.json|no \\*.safetensors"):
+        measure_size(tmp_path)
+
+
+def saved_bert(folder):
+    model = tiny.bert()
+    model.save_pretrained(folder)
+    return folder / "model.safetensors", sum(p.numel() for p in model.parameters())
+
+
+def test_tensors_that_the_model_does_not_use_are_not_counted(tmp_path):
+    file, parameters = saved_bert(tmp_path)
+    save_file({"mask": torch.ones(1000)}, tmp_path / "pruning_state.safetensors")
+    alone = by_name(measure_size(tmp_path))
+    assert (alone["parameters"], alone["bytes_on_disk"]) == (parameters, file.stat().st_size)
+    save_file({**load_file(file), "old.head": torch.ones(1000)}, file, {"format": "pt"})
+    state = torch.random.get_rng_state()
+    more = by_name(measure_size(tmp_path))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert {k: more[k] for k in ("parameters", "nonzeros")} == {k: alone[k] for k in ("parameters", "nonzeros")}
+    assert more["bytes_on_disk"] == file.stat().st_size > alone["bytes_on_disk"]
+
+
+def test_a_file_that_lacks_weights_is_refused(tmp_path):
+    file, _ = saved_bert(tmp_path)
+    save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 2 weights .* classifier"):
+        measure_size(tmp_path)
+
+
+def test_shards_are_counted_as_one_model_and_all_must_be_there(tmp_path):
+    model = tiny.bert()
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    found = by_name(measure_size(tmp_path))
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["bytes_on_disk"] == sum(p.stat().st_size for p in shards)
+    shards[0].unlink()
+    with pytest.raises(ConfigError, match=shards[0].name):
         measure_size(tmp_path)

@@ -49,3 +49,12 @@ def test_impossible_inputs_are_refused():
         dummy_inputs(tiny.bert(), batch_size=0)
     with pytest.raises(UnsupportedError, match="inputs of your own"):
         dummy_inputs(torch.nn.Linear(2, 2), batch_size=1)
+
+
+def test_an_error_while_timing_leaves_every_part_in_its_mode():
+    model = tiny.bert().train()
+    model.bert.embeddings.eval()
+    modes = [part.training for part in model.modules()]
+    with pytest.raises(ValueError, match="input_ids"):
+        measure_latency({"bert": model}, lambda model, batch_size: {"no_such_input": torch.ones(1)})
+    assert [part.training for part in model.modules()] == modes

@@ -44,6 +44,8 @@ def test_markdown_has_the_same_cells():
         ("accuracy", "fraction", 0.9, 0.95, "-5.00 points"),
         ("bytes_on_disk", "bytes", 25, 100, "x0.25"),
         ("loss", "nats", 1.5, 1.25, "+0.25"),
+        ("loss", "nats", 0.0312, 0.0334, "-0.0022"),
+        ("loss", "nats", 0.5, 0.5, "+0.00"),
     ],
 )
 def test_changes_read_as_a_person_would_say_them(name, unit, value, base, change):
@@ -72,6 +74,20 @@ def test_records_that_do_not_belong_together_are_refused():
         compare_table([teacher, other])
     with pytest.raises(RecordError):
         compare_table([])
+    elsewhere = dataclasses.replace(quantized, environment={**quantized.environment, "processor": "Other CPU"})
+    with pytest.raises(RecordError, match="teacher and quantized were not measured in the same place: processor"):
+        compare_table([teacher, shrunk, elsewhere])
+    counted = dataclasses.replace(elsewhere, measurements=(shrunk.get("parameters"),))
+    assert "x0.17" in compare_table([teacher, counted])
+
+
+def test_numbers_in_different_units_are_not_compared():
+    fraction, points = (
+        dataclasses.replace(r, measurements=(Measurement("bleu", value, unit),))
+        for r, value, unit in zip(records.three()[::2], (0.9, 27.5), ("fraction", ""), strict=True)
+    )
+    rows = compare_table([fraction, points]).splitlines()[2:]
+    assert [row.split()[-2:] for row in rows] == [["%", "-"], ["-", "27.5"]]
 
 
 @pytest.mark.parametrize("draw", [plot_quality_size, plot_quality_latency])
@@ -90,6 +106,9 @@ def test_pictures_show_every_model_once_with_its_name(draw):
         middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
         nearest = min(points, key=lambda name: math.dist(points[name], middle))
         assert nearest == text.get_text()
+    steps = [points[name] for name in ("teacher (baseline)", "shrunk", "quantized")]
+    line = [a + t / 100 * (b - a) for a, b in pairwise(steps) for t in range(101)]
+    assert not any(box.contains(*place) for box in boxes for place in line)
 
 
 def test_compare_reads_a_folder_and_writes_page_and_pictures(tmp_path):
@@ -104,3 +123,10 @@ def test_compare_reads_a_folder_and_writes_page_and_pictures(tmp_path):
         "quality_size.png",
     }
     assert compare_table(records.three(), style="markdown") in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def test_without_matplotlib_the_page_is_still_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_compress.report.compare.is_available", lambda package: False)
+    compare(records.three(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["comparison.md"]
+    assert "![" not in (tmp_path / "comparison.md").read_text()
