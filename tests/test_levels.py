@@ -19,7 +19,7 @@ BASE = {
 } | {i for i in IDS if i.endswith("/config.py")}  # fmt: skip
 MATHS = {
     "distillation/losses.py", "distillation/reduce.py", "pruning/schedules.py", "pruning/criteria.py",
-    "pruning/select.py",
+    "pruning/select.py", "pruning/criterion.py", "pruning/allocation.py", "pruning/units.py",
 }  # fmt: skip
 GLUE = {i for i in IDS if i.startswith("training/")} | {"pruning/callback.py"}
 OUTSIDE = {i for i in IDS if i.startswith("recipes/") and not i.endswith("config.py")} | {

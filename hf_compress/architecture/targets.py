@@ -14,7 +14,8 @@ from torch import nn
 
 from hf_compress.errors import TargetError
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONVOLUTIONS)
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Target:
     Args:
         name: its full name in the model.
         parameter: the parameter itself, not a copy.
+        input_dim: which of its first two dimensions is that of the inputs: 1, or 0 where it is stored transposed.
     """
 
     name: str
     parameter: nn.Parameter
+    input_dim: int = 1
 
 
 def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Target]:
@@ -47,15 +50,16 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     """
     aliases = _aliases(model)
     names = [alias for group in aliases.values() for alias in group]
-    wanted = _compile("include", include, names)
-    unwanted = _compile("exclude", exclude, names)
+    wanted = compile_patterns("include", include, names)
+    unwanted = compile_patterns("exclude", exclude, names)
+    transposed = set(_transposed(model))
     chosen = None if wanted else {id(p) for p in _default_parameters(model)}
     targets = []
     for name, parameter in model.named_parameters():
         known_as = aliases[id(parameter)]
         is_wanted = _any_match(wanted, known_as) if chosen is None else id(parameter) in chosen
         if is_wanted and not _any_match(unwanted, known_as):
-            targets.append(Target(name, parameter))
+            targets.append(Target(name, parameter, 0 if id(parameter) in transposed else 1))
     if not targets:
         raise TargetError(
             f"expected at least one parameter to compress in {type(model).__name__}, found none: no trainable linear "
@@ -73,7 +77,12 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
     return found
 
 
-def _compile(option: str, patterns: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
+def compile_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
+    """Compile regular expressions that are searched in parameter names.
+
+    Raises:
+        TargetError: if one is malformed or matches none of `names`.
+    """
     if isinstance(patterns, str):
         raise TargetError(
             f"{option}: expected a list of patterns, found the string {patterns!r}; write [{patterns!r}]"
@@ -129,6 +138,13 @@ def _layer_weights(model: nn.Module) -> Iterator[nn.Parameter]:
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and (is_linear and weight.dim() == 2 or isinstance(module, _CONVOLUTIONS)):
             yield weight
+
+
+def _transposed(model: nn.Module) -> Iterator[int]:
+    """Yield the identity of each weight that is stored as (inputs, outputs, ...)."""
+    for module in model.modules():
+        if type(module).__name__ == "Conv1D" or isinstance(module, _TRANSPOSED_CONVOLUTIONS):
+            yield id(module.weight)
 
 
 def _embeddings_and_head(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -85,21 +85,25 @@ def expand_units(
     return masks
 
 
-def unit_scores(group: UnitGroup, elementwise: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the Euclidean norm of each unit's scores over all its entries, biases included.
+def unit_scores(group: UnitGroup, elementwise: Mapping[str, torch.Tensor], reduction: str = "norm") -> torch.Tensor:
+    """Return one score a unit from those of all its entries, biases included.
 
     Args:
         group: the units.
         elementwise: a score for each entry of at least the coupled parameters, by full name.
+        reduction: "norm", the Euclidean norm; "rms", that over the root of the number of entries; or "mean".
 
     Returns:
         float32, shape (count,), on the device of the first coupled parameter.
     """
-    total: torch.Tensor | None = None
+    total = torch.zeros(group.count)
+    entries = 0
     for piece in group.slices:
-        squares = by_unit(piece, group.count, elementwise[piece.parameter]).float().square().sum(dim=(0, 2))
-        total = squares if total is None else total + squares.to(total.device)
-    return torch.zeros(group.count) if total is None else total.sqrt()
+        values = by_unit(piece, group.count, elementwise[piece.parameter]).float()
+        total = total.to(values.device) + (values if reduction == "mean" else values.square()).sum(dim=(0, 2))
+        entries += values.shape[0] * values.shape[2]
+    total = total if reduction == "norm" else total / max(1, entries)
+    return total if reduction == "mean" else total.sqrt()
 
 
 def nonzero_units(group: UnitGroup, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from hf_compress.errors import UnsupportedError
 from hf_compress.pruning.checkpoint import load_pruning_state, save_pruning_state
 from hf_compress.pruning.config import PruningConfig
 from hf_compress.pruning.pruner import Pruner
+from hf_compress.pruning.schedules import SawTooth
 from hf_compress.training.restore import RestoreWeights
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class PruningCallback(RestoreWeights):
         refuse_sharding(args)
         if model is None:
             raise UnsupportedError("the Trainer gave the callback no model, so there is nothing to prune")
+        refuse_other_scheduler(self.pruner, kwargs.get("lr_scheduler"))
         super().on_train_begin(args, state, control, model, **kwargs)
         self.pruner.attach(model)
         self.pruner.start(state.max_steps)
@@ -56,11 +58,31 @@ class PruningCallback(RestoreWeights):
         else:
             load_pruning_state(self.pruner, folder)
 
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take in the gradients, which are synchronised and clipped."""
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None and not args.max_grad_norm:
+            # Clipping has unscaled the fp16 gradients already, where there is any.
+            scaler.unscale_(optimizer.optimizer)
+        self.pruner.before_step(state.global_step + 1, skip_infinite=scaler is not None)
+
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Prune after the optimizer step, before anything is logged, evaluated or saved."""
-        self.pruner.step(state.global_step)
+        self.pruner.step(state.global_step, optimizer)
         if not self.pruner.is_final(state.global_step):
             # A denser model is no candidate for the best one; without a best so far, early stopping does not count.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
@@ -81,13 +103,14 @@ class PruningCallback(RestoreWeights):
 
     def logs(self, step: int) -> dict[str, float]:
         """Return what the Trainer's log shows of pruning after `step` optimizer steps."""
-        return {"sparsity": self.pruner.sparsity, "target_sparsity": self.pruner.target(step)}
+        target = self.pruner.target(step)
+        return {"sparsity": self.pruner.sparsity} | ({} if target is None else {"target_sparsity": target})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the masks into the checkpoint that was just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            save_pruning_state(self.pruner, folder)
+        # Where parameters are sharded each process has a part to give.
+        save_pruning_state(self.pruner, folder, write=state.is_world_process_zero and folder.is_dir())
 
     def on_train_end(
         self,
@@ -102,23 +125,43 @@ class PruningCallback(RestoreWeights):
         self.pruner.check()
         if not self.pruner.is_final(state.global_step):
             logger.warning(
-                "training stopped at step %d of %d, at sparsity %.4f instead of %.4f; resume it to finish",
+                "training stopped at step %d of %d, at sparsity %.4f, before the last mask; resume it to finish",
                 state.global_step,
                 state.max_steps,
                 self.pruner.sparsity,
-                self.pruner.config.sparsity,
             )
 
 
 def refuse_sharding(args: TrainingArguments) -> None:
-    """Raise if the Trainer shards parameters, which this version cannot rank.
+    """Raise if the Trainer shards parameters in a way that pruning cannot handle.
 
     Raises:
-        UnsupportedError: for FSDP and DeepSpeed.
+        UnsupportedError: for DeepSpeed and FSDP version 1.
     """
-    if args.fsdp or args.deepspeed:
-        found = "FSDP" if args.fsdp else "DeepSpeed"
+    if args.deepspeed:
         raise UnsupportedError(
-            f"pruning ranks whole parameters, and {found} shards them; this version prunes on one process or under "
-            "DistributedDataParallel (accelerate launch --multi_gpu, torchrun)"
+            "DeepSpeed ZeRO keeps flattened copies of the weights in its optimizer and writes them back after each "
+            "step, so zeros do not stay and gradients cannot be seen; prune under DistributedDataParallel or FSDP 2"
+        )
+    config = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
+    if args.fsdp and int(config.get("version") or config.get("fsdp_version") or 1) < 2:
+        raise UnsupportedError(
+            "FSDP version 1 joins many weights in one flat parameter, so single weights cannot be ranked; set "
+            'fsdp_config={"version": 2}, or train under DistributedDataParallel'
+        )
+
+
+def refuse_other_scheduler(pruner: Pruner, scheduler: Any) -> None:
+    """Raise if the learning rate shall be rewound and `scheduler` does not do it.
+
+    Raises:
+        UnsupportedError: naming who does.
+    """
+    inner = getattr(scheduler, "scheduler", scheduler)
+    if pruner.config.lr_rewind is not None and not any(
+        isinstance(f, SawTooth) for f in getattr(inner, "lr_lambdas", ())
+    ):
+        raise UnsupportedError(
+            "lr_rewind needs the Trainer to make the scheduler: use PruningTrainer, CompressionTrainer or "
+            "CompressionMixin, and pass no scheduler of your own"
         )

@@ -5,8 +5,10 @@ Level: base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_compress.options import Options
 
@@ -15,21 +17,74 @@ from hf_compress.options import Options
 class PruningConfig(Options):
     """What to prune, how far and when; the help text of each field has its unit and range.
 
-    The sparsity rises from `initial_sparsity` at `begin` to `sparsity` at `end` and then stays.
+    The sparsity is 0 up to `begin` (warm-up), rises from `initial_sparsity` to `sparsity` at `end`, and then stays
+    (cool-down).
     """
 
-    sparsity: float = field(default=0.5, metadata={"help": "final fraction of targets that is zero, 0-1 (1 excluded)"})
-    structure: str = field(default="unstructured", metadata={"help": "what is zeroed together: unstructured, ffn"})
-    criterion: str = field(default="magnitude", metadata={"help": "score by which the least important are found"})
+    sparsity: float | None = field(
+        default=None,
+        metadata={
+            "help": "final fraction of units (weights, blocks, rows, neurons) that is zero, 0-1 (1 excluded); "
+            "default: 0.5, for N:M 1 - N/M; none where a threshold decides"
+        },
+    )
+    structure: str = field(
+        default="unstructured",
+        metadata={"help": "what is zeroed together: unstructured, N:M such as 2:4, block:HxW, rows, columns, ffn"},
+    )
+    criterion: str = field(
+        default="magnitude",
+        metadata={
+            "help": "score by which the least important are found: magnitude, lamp, random, taylor, movement, platon; "
+            "or what decides by itself: threshold, relative_threshold, soft_movement, keep"
+        },
+    )
+    criterion_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of the criterion by name, such as beta1 of platon"}
+    )
+    threshold: float | None = field(
+        default=None, metadata={"help": "final threshold of criteria that have one, above 0; default: the criterion's"}
+    )
     scope: str = field(
         default="uniform",
-        metadata={"help": "uniform: the same sparsity in each target; global: one ranking over all targets"},
+        metadata={
+            "help": "uniform: the same sparsity in each target; global: one ranking over all targets; erk: more "
+            "where a target is large"
+        },
     )
-    schedule: str = field(default="cubic", metadata={"help": "how sparsity rises: cubic, linear, constant"})
+    floor: float = field(
+        default=0.2,
+        metadata={
+            "help": "least density of each target with scope global, as a fraction of the density of all, 0-1: no "
+            "target is emptied"
+        },
+    )
+    pattern_sparsity: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={
+            "help": "regular expression of parameter names: final sparsity of these, 0-1; the first that matches "
+            "counts, the other targets get `sparsity`"
+        },
+    )
+    schedule: str = field(
+        default="cubic", metadata={"help": "how sparsity rises: cubic, linear, exponential, iterative, constant"}
+    )
+    rounds: int | None = field(default=None, metadata={"help": "number of masks of schedule iterative, at least 2"})
     initial_sparsity: float = field(default=0.0, metadata={"help": "sparsity at the first mask, 0 to sparsity"})
     begin: float = field(default=0.05, metadata={"help": "start of the rise, fraction of all optimizer steps, 0-1"})
     end: float = field(default=0.65, metadata={"help": "end of the rise, fraction of all optimizer steps, 0-1"})
     frequency: int = field(default=20, metadata={"help": "optimizer steps between two masks, at least 1"})
+    lr_rewind: float | None = field(
+        default=None,
+        metadata={
+            "help": "rewind the learning rate to its peak at each mask and let it fall to this fraction of the peak, "
+            "0-1, until the next; none: the scheduler of TrainingArguments"
+        },
+    )
+    regrow: bool = field(
+        default=False,
+        metadata={"help": "train pruned entries on in the background (straight-through), so that they may come back"},
+    )
     include: tuple[str, ...] = field(
         default=(), metadata={"help": "regular expressions of parameter names to prune; empty: all linear weights"}
     )
@@ -37,25 +92,68 @@ class PruningConfig(Options):
         default=(), metadata={"help": "regular expressions of parameter names that are left alone"}
     )
 
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """How many of how many stay, if the structure is N:M."""
+        found = re.fullmatch(r"(\d+):(\d+)", self.structure) if isinstance(self.structure, str) else None
+        return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def final_sparsity(self) -> float:
+        """`sparsity`, or what it is by default."""
+        if self.sparsity is not None:
+            return self.sparsity
+        return 1 - self.n_of_m[0] / max(1, self.n_of_m[1]) if self.n_of_m else 0.5
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""
-        if not 0 <= self.sparsity < 1:
-            yield f"sparsity must be at least 0 and below 1, found {self.sparsity}"
-        if not 0 <= self.initial_sparsity <= max(self.sparsity, 0):
-            yield f"initial_sparsity must lie between 0 and sparsity ({self.sparsity}), found {self.initial_sparsity}"
+        yield from self._amount_problems()
         if not 0 <= self.begin <= self.end <= 1:
             yield f"begin and end must satisfy 0 <= begin <= end <= 1, found begin={self.begin}, end={self.end}"
         if self.frequency < 1:
             yield f"frequency must be at least 1 optimizer step, found {self.frequency}"
-        if self.scope not in ("uniform", "global"):
-            yield f"scope must be 'uniform' or 'global', found {self.scope!r}"
-        if self.structure != "unstructured" and self.scope == "global":
-            yield (
-                f"scope='global' gives layers different widths, which no config can say, so structure="
-                f"{self.structure!r} needs scope='uniform'"
-            )
-        if self.structure != "unstructured" and (self.include or self.exclude):
-            yield (
-                f"include and exclude choose single weights, so they go with structure='unstructured' only, not with "
-                f"{self.structure!r}, which has the same width in all layers"
-            )
+        if (self.schedule == "iterative") != (self.rounds is not None):
+            yield f"rounds and schedule='iterative' go together, found rounds={self.rounds}, {self.schedule!r}"
+        elif self.rounds is not None and self.rounds < 2:
+            yield f"rounds must be at least 2 (one round is schedule='constant'), found {self.rounds}"
+        if not 0 <= self.floor <= 1:
+            yield f"floor must lie between 0 and 1, found {self.floor}"
+        if self.lr_rewind is not None and not 0 <= self.lr_rewind <= 1:
+            yield f"lr_rewind must lie between 0 and 1, found {self.lr_rewind}"
+        yield from self._structure_problems()
+
+    def _amount_problems(self) -> Iterator[str]:
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            yield f"sparsity must be at least 0 and below 1, found {self.sparsity}"
+        highest = self.final_sparsity
+        if not 0 <= self.initial_sparsity <= max(highest, 0):
+            yield f"initial_sparsity must lie between 0 and sparsity ({highest}), found {self.initial_sparsity}"
+        if self.threshold is not None and not self.threshold > 0:
+            yield f"threshold must be above 0, found {self.threshold}"
+        for pattern, value in self.pattern_sparsity.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < 1:
+                yield f"pattern_sparsity[{pattern!r}] must be at least 0 and below 1, found {value!r}"
+        if self.pattern_sparsity and self.scope != "uniform":
+            yield f"pattern_sparsity goes with scope='uniform', found {self.scope!r}"
+
+    def _structure_problems(self) -> Iterator[str]:
+        group = self.n_of_m
+        if group:
+            if not 1 <= group[0] < group[1]:
+                yield f"structure N:M keeps N of M, so 1 <= N < M, found {self.structure!r}"
+            elif self.sparsity is not None and abs(self.sparsity - (1 - group[0] / group[1])) > 1e-9:
+                yield f"structure={self.structure!r} has sparsity {1 - group[0] / group[1]:g}, found {self.sparsity}"
+            if self.scope == "erk" or self.pattern_sparsity:
+                yield f"structure={self.structure!r} has the same sparsity in each target: use scope='uniform'"
+        if self.structure == "ffn":
+            if self.scope != "uniform":
+                yield (
+                    f"scope={self.scope!r} gives layers different widths, which no config can say, so structure='ffn' "
+                    "needs scope='uniform'"
+                )
+            if self.include or self.exclude or self.pattern_sparsity:
+                yield (
+                    "include, exclude and pattern_sparsity choose single weights, so they do not go with structure="
+                    "'ffn', which has the same width in all layers"
+                )

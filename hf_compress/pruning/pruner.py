@@ -5,110 +5,224 @@ Level: state. Masks live here and never in the module, so that saved weights are
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from hf_compress.errors import CheckpointError, SparsityError
+from hf_compress.architecture.targets import compile_patterns
+from hf_compress.errors import ConfigError, SparsityError, UnsupportedError
 from hf_compress.pruning.config import PruningConfig
-from hf_compress.pruning.criteria import CRITERIA
-from hf_compress.pruning.schedules import CURVES, SparsityRamp
-from hf_compress.pruning.select import keep_largest
-from hf_compress.pruning.structures import STRUCTURES, Prunable
+from hf_compress.pruning.criterion import Moment, Place
+from hf_compress.pruning.plan import make_plan
+from hf_compress.pruning.schedules import SparsityRamp
+from hf_compress.pruning.select import OneRank, Ranks, keep_largest
+from hf_compress.pruning.shards import first_entry, gather, is_sharded, local, ranks_of
+from hf_compress.pruning.stores import Shadows, Store, Zeros
+from hf_compress.pruning.structures import Prunable
+
+logger = logging.getLogger(__name__)
 
 
 class Pruner:
     """Zeroes the least important units of a model along a schedule.
 
-    Call `attach(model)` and `start(total_steps)`, then `step(n)` after the n-th optimizer step.
+    Call `attach(model)` and `start(total_steps)`; then, for the n-th optimizer step, `before_step(n)` when its
+    gradients are there and `step(n)` after it.
 
     Args:
         config: what to prune, how far and when.
 
     Raises:
-        ConfigError: for an unknown structure, criterion or schedule.
+        ConfigError: for unknown names, and options that do not go together.
     """
 
     def __init__(self, config: PruningConfig) -> None:
         self.config = config
-        self._structure = STRUCTURES.get(config.structure)
-        self._criterion = CRITERIA.get(config.criterion)
-        self._curve = CURVES.get(config.schedule)
+        self.plan = make_plan(config)
         self.ramp: SparsityRamp | None = None
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.running: dict[str, dict[str, torch.Tensor]] = {}
+        self.pruned: dict[str, int] = {}
+        self.store: Store = Zeros({})
         self._prunables: list[Prunable] = []
-        self._keep: dict[str, torch.Tensor] = {}
-        self._masks: dict[str, torch.Tensor] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._pruned = 0
+        self._finals: list[float] = []
+        self._ranks: Ranks = OneRank()
 
     def attach(self, model: nn.Module) -> None:
         """Find what there is to prune in `model` and forget all masks.
 
         Raises:
-            TargetError: if a pattern matches nothing or nothing can be pruned.
+            TargetError: if a pattern matches nothing, nothing can be pruned, or a weight does not fit the structure.
             ArchitectureError: if the structure does not exist in this architecture.
+            UnsupportedError: if parameters are sharded in a way that the structure or criterion cannot handle.
         """
-        self._prunables = self._structure(model, self.config.include, self.config.exclude)
-        self._parameters = dict(model.named_parameters())
-        self._keep, self._masks, self._pruned = {}, {}, 0
+        config = self.config
+        self._prunables = self.plan.structure.prunables(model, config.include, config.exclude)
+        self.parameters = {n: p for prunable in self._prunables for n, p in prunable.parameters.items()}
+        self._refuse_unfit()
+        self._ranks = ranks_of(self.parameters.values())
+        self._finals = self._final_sparsities()
+        self.running, self.pruned = {}, {}
+        self.store = Shadows(self.parameters) if config.regrow else Zeros(self.parameters)
 
     def start(self, total_steps: int) -> None:
         """Turn the fractions of the config into optimizer steps of a run of `total_steps`."""
-        config = self.config
-        begin = round(config.begin * total_steps)
-        end = max(begin, round(config.end * total_steps))
-        self.ramp = SparsityRamp(config.initial_sparsity, config.sparsity, begin, end, config.frequency, self._curve)
+        self.ramp = self.plan.ramp(total_steps)
 
-    def step(self, step: int) -> None:
-        """Make new masks if they are due after `step` optimizer steps, and zero what is masked, in place."""
-        if self.ramp is not None and self.ramp.is_due(step):
-            self._update(self.ramp(step))
-        self.apply_()
+    @property
+    def _ramp(self) -> SparsityRamp:
+        if self.ramp is None:
+            raise SparsityError("the pruner does not know the schedule yet: call start(total_steps) first")
+        return self.ramp
 
-    def apply_(self) -> None:
-        """Zero the masked entries in place."""
-        if self._masks:
-            with torch.no_grad():
-                torch._foreach_mul_([self._parameters[n].data for n in self._masks], list(self._masks.values()))
+    def before_step(self, step: int, *, skip_infinite: bool = False) -> None:
+        """Take in the gradients of the optimizer step number `step` (from 1), which is about to be made.
 
-    def _update(self, sparsity: float) -> None:
-        scores = [self._scores(p) for p in self._prunables]
-        if self.config.scope == "global":
-            keep = keep_largest(scores, round(sparsity * sum(p.size for p in self._prunables)))
-        else:
-            keep = [keep_largest([s], round(sparsity * s.numel()))[0] for s in scores]
-        self._set_keep({p.name: k for p, k in zip(self._prunables, keep, strict=True)})
+        Args:
+            step: from 1.
+            skip_infinite: whether a step with infinite gradients, which fp16 training skips, is left out of scores.
+        """
+        self.store.before_step()
+        # After the last mask nothing asks for scores any more.
+        if not self.plan.criterion.running or self.ramp is None or step > self.ramp.end:
+            return
+        there = {n: p for n, p in self.parameters.items() if p.grad is not None}
+        if skip_infinite and not self._are_finite(local(p.grad) for p in there.values()):
+            return
+        moment = Moment(step, self.ramp.share(step), sum(p.numel() for p in self.parameters.values()))
+        for name, parameter in there.items():
+            weight, gradient = local(parameter.detach()), local(parameter.grad)
+            self.plan.criterion.observe_(weight, gradient, self._running(name), moment)
 
-    def _scores(self, prunable: Prunable) -> torch.Tensor:
-        scores = prunable.scores(self._criterion)
-        if prunable.name in self._keep:
+    def _are_finite(self, gradients: Iterable[torch.Tensor]) -> bool:
+        infinite = sum(int(not bool(torch.isfinite(g).all())) for g in gradients)
+        return int(self._ranks.sum(torch.tensor(infinite))) == 0
+
+    def step(self, step: int, optimizer: Any = None) -> None:
+        """Zero what is masked, in place; first make new masks if they are due after `step` optimizer steps.
+
+        Args:
+            step: optimizer steps done.
+            optimizer: whose moments of newly pruned entries are cleared, unless they may come back.
+        """
+        if self.ramp is None or not self.ramp.is_due(step):
+            self.store.after_step()
+            return
+        with torch.no_grad():
+            if not self.config.regrow:
+                # What the optimizer moved of masked entries must not count in any mean over a weight.
+                self.store.after_step()
+            self._update(step)
+        if step >= self.ramp.end:
+            self.running = {}
+        if optimizer is not None and not self.config.regrow:
+            self._clear_moments(optimizer)
+
+    def _update(self, step: int) -> None:
+        scores = [self._scores(i, p) for i, p in enumerate(self._prunables)]
+        cuts = [self._cut(s, step) for s in scores]
+        for score, old in zip(scores, self._kept() or (), strict=False):
             # What is gone stays gone, whatever its score says.
-            scores = scores.masked_fill(~self._keep[prunable.name], -torch.inf)
-        return scores
+            score.masked_fill_(~old, -torch.inf)
+        if self.plan.criterion.decides:
+            kept = [s >= cut for s, cut in zip(scores, cuts, strict=True)]
+        else:
+            kept = self._select([p.protect(s) for p, s in zip(self._prunables, scores, strict=True)], step)
+        masks: dict[str, torch.Tensor] = {}
+        for prunable, keep in zip(self._prunables, kept, strict=True):
+            masks.update(prunable.masks(keep))
+        self.store.assign(masks)
+        self._count(kept)
 
-    def _set_keep(self, keep: Mapping[str, torch.Tensor]) -> None:
-        self._keep = dict(keep)
-        self._pruned = sum(int((~k).sum()) for k in self._keep.values())
-        self._masks = {}
-        for prunable in self._prunables:
-            self._masks.update(prunable.masks(self._keep[prunable.name]))
+    def _cut(self, scores: torch.Tensor, step: int) -> torch.Tensor | float:
+        return self.plan.criterion.cut(scores, self._ramp.share(step)) if self.plan.criterion.decides else 0.0
+
+    def _select(self, scores: list[torch.Tensor], step: int) -> list[torch.Tensor]:
+        sparsities = [self._ramp(step, final) for final in self._finals]
+        sizes = [p.size for p in self._prunables]
+        counts = self.plan.allocate([p.shape for p in self._prunables], sizes, sparsities)
+        if counts is None:
+            if not self.plan.structure.fixed_amount:
+                self._raise_floors(scores, self.config.floor * (1 - sparsities[0]))
+            return keep_largest(scores, round(sparsities[0] * sum(sizes)), self._ranks)
+        return [keep_largest([s], k, self._ranks)[0] for s, k in zip(scores, counts, strict=True)]
+
+    def _raise_floors(self, scores: Iterable[torch.Tensor], density: float) -> None:
+        """Put the best units of each parameter above all others, so that one ranking over all empties none."""
+        for score, prunable in zip(scores, self._prunables, strict=True):
+            (protected,) = keep_largest([score], prunable.size - int(density * prunable.size), self._ranks)
+            score.masked_fill_(protected, torch.inf)
+
+    def _scores(self, index: int, prunable: Prunable) -> torch.Tensor:
+        criterion = self.plan.criterion
+        entries = {
+            name: criterion.scores(local(p.detach()), self._running(name), Place(index, first_entry(p)))
+            for name, p in prunable.parameters.items()
+        }
+        return prunable.scores(entries, criterion.reduction)
+
+    def _running(self, name: str) -> dict[str, torch.Tensor]:
+        if name not in self.running and self.plan.criterion.running:
+            weight = local(self.parameters[name].detach())
+            self.running[name] = {
+                kind: torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+                for kind in self.plan.criterion.running
+            }
+        return self.running.get(name, {})
+
+    def _kept(self) -> list[torch.Tensor] | None:
+        """Return the units kept so far, if they bind the next mask."""
+        if self.config.regrow or not self.pruned:
+            return None
+        return [self._kept_units(p) for p in self._prunables]
+
+    def _kept_units(self, prunable: Prunable) -> torch.Tensor:
+        masks = {name: self.store.mask(name).float() for name in prunable.parameters}
+        return prunable.scores(masks, "mean") > 0
+
+    def recount(self) -> None:
+        """Count the pruned units after masks were put into the store."""
+        self._count([self._kept_units(p) for p in self._prunables])
+
+    def _count(self, kept: Sequence[torch.Tensor]) -> None:
+        gone = self._ranks.sum(torch.tensor([int((~k).sum()) for k in kept])).tolist()
+        self.pruned = {p.name: g for p, g in zip(self._prunables, gone, strict=True)}
+        for prunable, number in zip(self._prunables, gone, strict=True):
+            if number == prunable.size:
+                logger.warning("all of %s is pruned; scope='uniform' or pattern_sparsity prevents that", prunable.name)
+
+    def _clear_moments(self, optimizer: Any) -> None:
+        # Momentum of a pruned entry would go on moving it, and would leak into what regularises the others.
+        for name, parameter in self.parameters.items():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.is_floating_point():
+                    local(value).mul_(self.store.mask(name))
 
     @property
     def sparsity(self) -> float:
         """Fraction of units that are masked now, 0-1."""
         total = sum(p.size for p in self._prunables)
-        return self._pruned / total if total else 0.0
+        return sum(self.pruned.values()) / total if total else 0.0
 
     @property
-    def masks(self) -> Mapping[str, torch.Tensor]:
-        """Bool mask of each masked parameter by name: True where it stays."""
-        return self._masks
+    def sparsities(self) -> dict[str, float]:
+        """Fraction of units of each parameter (or layer, where units span parameters) that are masked now, 0-1."""
+        return {p.name: self.pruned.get(p.name, 0) / p.size for p in self._prunables}
 
-    def target(self, step: int) -> float:
-        """Return the sparsity the schedule asks for after `step` optimizer steps, 0-1."""
-        return self.ramp(step) if self.ramp is not None else 0.0
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Bool mask of each masked parameter by name: True where it stays. All processes must ask together."""
+        return {n: gather(self.store.mask(n), p) for n, p in self.parameters.items()} if self.pruned else {}
+
+    def target(self, step: int) -> float | None:
+        """Return the sparsity that the schedule asks for after `step` steps, 0-1; None if the criterion decides."""
+        if self.ramp is None or self.plan.criterion.decides:
+            return None
+        wanted = [self.ramp(step, final) * p.size for final, p in zip(self._finals, self._prunables, strict=True)]
+        return sum(wanted) / max(1, sum(p.size for p in self._prunables))
 
     def is_final(self, step: int) -> bool:
         """Say whether the final sparsity is reached after `step` optimizer steps."""
@@ -118,15 +232,16 @@ class Pruner:
         """Make sure that every masked entry is zero.
 
         Args:
-            tensors: weights by parameter name, such as a saved file holds; the attached model's if not given.
+            tensors: whole weights by parameter name, such as a saved file holds; the attached model's if not given.
 
         Raises:
             SparsityError: naming the parameter that has other values.
         """
-        for name, mask in self._masks.items():
+        for name, parameter in self.parameters.items() if self.pruned else ():
             if tensors is not None and name not in tensors:
                 continue
-            weight = self._parameters[name].detach() if tensors is None else tensors[name]
+            mask = self.store.mask(name) if tensors is None else gather(self.store.mask(name), parameter)
+            weight = local(parameter.detach()) if tensors is None else tensors[name]
             wrong = int(torch.count_nonzero(weight.to(mask.device)[~mask]))
             if wrong:
                 raise SparsityError(
@@ -134,43 +249,28 @@ class Pruner:
                     "the weights after the optimizer step"
                 )
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the kept units as packed bits (8 a byte) by name."""
-        return {name: _pack(keep) for name, keep in self._keep.items()}
+    def _final_sparsities(self) -> list[float]:
+        names = [p.name for p in self._prunables]
+        chosen = dict(self.config.pattern_sparsity)
+        patterns = dict(zip(compile_patterns("pattern_sparsity", list(chosen), names), chosen.values(), strict=True))
+        default = self.config.final_sparsity
+        return [next((s for pattern, s in patterns.items() if pattern.search(name)), default) for name in names]
 
-    def metadata(self) -> dict[str, str]:
-        """Return what must be equal for a state to be loaded: the config."""
-        return {"pruning": json.dumps(self.config.to_dict(), sort_keys=True)}
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-        """Take over masks that `state_dict` gave, after `attach`.
-
-        Raises:
-            CheckpointError: if they were made with another config or for another model.
-        """
-        if metadata.get("pruning") != self.metadata()["pruning"]:
-            raise CheckpointError(
-                f"the checkpoint was written with pruning {metadata.get('pruning')}, this run has "
-                f"{self.metadata()['pruning']}; resume with the same options or train anew"
+    def _refuse_unfit(self) -> None:
+        unfit = [n for n, p in self.parameters.items() if not p.is_floating_point()]
+        if unfit:
+            raise ConfigError(
+                f"expected float parameters to prune, found {unfit[0]} of {self.parameters[unfit[0]].dtype}; "
+                "prune before quantizing, or exclude it"
             )
-        sizes = {p.name: p.size for p in self._prunables}
-        if state and {n: -(-s // 8) for n, s in sizes.items()} != {n: t.numel() for n, t in state.items()}:
-            raise CheckpointError(
-                f"the checkpoint holds masks of {len(state)} targets that do not fit this model's {len(sizes)}; "
-                "resume with the model that was being pruned"
+        sharded = any(is_sharded(p) for p in self.parameters.values())
+        if sharded and not all(p.is_local for p in self._prunables):
+            raise UnsupportedError(
+                f"units of structure={self.config.structure!r} span rows of a weight, and FSDP2 gives each process "
+                "some rows; use unstructured, N:M, rows or block:1xW, or train under DistributedDataParallel"
             )
-        if state:
-            device = next(iter(self._parameters.values())).device
-            self._set_keep({n: _unpack(state[n], sizes[n]).to(device) for n in sizes})
-
-
-def _pack(keep: torch.Tensor) -> torch.Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.packbits(keep.cpu().numpy()))
-
-
-def _unpack(bits: torch.Tensor, size: int) -> torch.Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=size).astype(bool))
+        if sharded and self.plan.criterion.needs_whole:
+            raise UnsupportedError(
+                f"criterion={self.config.criterion!r} ranks the entries of a weight among each other, and FSDP2 gives "
+                "each process some of them; use another criterion, or train under DistributedDataParallel"
+            )

@@ -82,6 +82,15 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self._start_record = start_record(self)
         keep_training_state_home(self)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Make the scheduler of `TrainingArguments`, or the saw-tooth that `PruningConfig.lr_rewind` asks for."""
+        is_theirs = self.lr_scheduler is not None
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        if self.pruner is not None and self.pruner.config.lr_rewind is not None and not is_theirs:
+            rate = self.pruner.plan.learning_rate(num_training_steps, self.args.get_warmup_steps(num_training_steps))
+            self.lr_scheduler = scheduler = torch.optim.lr_scheduler.LambdaLR(scheduler.optimizer, rate)
+        return scheduler
+
     # ---- Loss ----
 
     @property
@@ -217,12 +226,14 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         if self.compression is None:
             return
         folder = Path(output_dir or self.args.output_dir)
-        if self.pruner is not None and self.args.should_save:
+        if self.pruner is not None:
             if folder.name == f"checkpoint-{self.state.global_step}":
                 # Before trainer_state.json, which the Trainer writes last. Resuming checks masks against weights.
-                save_pruning_state(self.pruner, folder)
+                save_pruning_state(self.pruner, folder, write=self.args.should_save)
             else:
-                check_saved_zeros(self.pruner, self.accelerator.unwrap_model(self.model), folder)
+                check_saved_zeros(
+                    self.pruner, self.accelerator.unwrap_model(self.model), folder, self.args.should_save
+                )
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -26,13 +26,22 @@ from hf_compress.pruning.pruner import Pruner
 _SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path) -> None:
+def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: bool = True) -> None:
     """Make sure that the weights saved in `folder` are zero where the masks of `pruner` are.
+
+    Args:
+        pruner: with its masks; where parameters are sharded, all processes must call this.
+        model: whose weights they are.
+        folder: where they were saved.
+        is_here: whether this process can read the folder.
 
     Raises:
         SparsityError: if they are not, or masked weights are missing in the file.
     """
-    saved = saved_weights(model, folder, set(pruner.masks))
+    saved = saved_weights(model, folder, set(pruner.masks)) if is_here else {}
+    if not is_here:
+        pruner.check(saved)
+        return
     lost = sorted(pruner.masks.keys() - saved.keys())
     if lost:
         raise SparsityError(
@@ -64,7 +73,7 @@ def _write_compressed(trainer: Any, output: Path) -> None:
 
     config = trainer.compression
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.pruner is not None and trainer.pruner.config.structure != "unstructured":
+    if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
         model = shrink(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:

@@ -46,9 +46,12 @@ def test_global_scope_ranks_over_all_matrices():
     model = tiny.bert()
     with torch.no_grad():
         model.bert.encoder.layer[0].intermediate.dense.weight.mul_(1e-6)
-    pruner = started(model, sparsity=0.12, scope="global")
-    pruner.step(5)
-    assert not pruner.masks["bert.encoder.layer.0.intermediate.dense.weight"].any()
+    weak = "bert.encoder.layer.0.intermediate.dense.weight"
+    for floor, kept in ((0.0, 0), (0.25, int(0.25 * 0.88 * 512))):
+        pruner = started(model, sparsity=0.12, scope="global", floor=floor)
+        pruner.step(5)
+        assert int(pruner.masks[weak].sum()) == kept
+        assert pruner.sparsity == pytest.approx(0.12, abs=1e-4)
 
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.llama, tiny.vit], ids=["bert", "llama", "vit"])

@@ -47,10 +47,10 @@ def die_while_writing(step: str, name: str) -> None:
     torch.save = lambda thing, path, *a, **k: half(path) if is_target(path) else save(thing, path, *a, **k)
     TrainerState.save_to_json = lambda self, path: half(path) if is_target(path) else to_json(self, path)
 
-    def state(pruner, folder):
+    def state(pruner, folder, **options):
         if is_target(Path(folder) / name):
             half(Path(folder) / (name + ".part"))
-        save_state(pruner, folder)
+        save_state(pruner, folder, **options)
 
     mixin.save_pruning_state = state
 

@@ -1,0 +1,131 @@
+"""What is kept of the masked entries: nothing but where they are, or their straight-through values too.
+
+Level: state. Both stores keep the masked entries of plain parameters at zero; masks never live in the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+
+from hf_compress.pruning.shards import local
+
+_CHUNK = 1 << 17
+
+
+class Store(Protocol):
+    """Keeps masked entries at zero between optimizer steps."""
+
+    def assign(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Take over `masks`, bool by parameter name (True stays), of parameters that hold straight-through values."""
+        ...
+
+    def before_step(self) -> None:
+        """Bring the parameters into the state in which scores are taken and the optimizer steps."""
+        ...
+
+    def after_step(self) -> None:
+        """Zero the masked entries in place."""
+        ...
+
+    def mask(self, name: str) -> torch.Tensor:
+        """Return the bool mask of a parameter: True where it stays."""
+        ...
+
+
+class Zeros:
+    """One bool a weight: what is masked is gone.
+
+    Args:
+        parameters: by full name.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self.parameters = parameters
+        self.masks: dict[str, torch.Tensor] = {}
+
+    def assign(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Take over `masks` and zero."""
+        self.masks = dict(masks)
+        self.after_step()
+
+    def before_step(self) -> None:
+        """Leave the zeros where they are."""
+
+    def after_step(self) -> None:
+        """Zero what the optimizer moved."""
+        if self.masks:
+            with torch.no_grad():
+                torch._foreach_mul_(
+                    [local(self.parameters[n].detach()) for n in self.masks], list(self.masks.values())
+                )
+
+    def mask(self, name: str) -> torch.Tensor:
+        """Return the mask itself."""
+        return self.masks[name]
+
+
+class Shadows:
+    """One number a weight, which is NaN where the weight stays and its straight-through value where it is masked.
+
+    Before the optimizer's step the values go back into the parameters and after it they are taken out again, so
+    forward and backward see zeros while optimizer, weight decay and scores see the dense weight. This is the
+    straight-through estimator of Sanh et al. 2020 without a second parameter: the gradient with respect to W * mask
+    counts as that with respect to W.
+
+    Args:
+        parameters: by full name.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self.parameters = parameters
+        self.values: dict[str, torch.Tensor] = {}
+        self._are_out = False
+
+    def assign(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Put all values back, and take out those that the new masks hide."""
+        self.before_step()
+        for name, mask in masks.items():
+            if name not in self.values:
+                self.values[name] = torch.empty_like(local(self.parameters[name].detach()))
+            self.values[name].zero_().masked_fill_(mask, torch.nan)
+        self.after_step()
+
+    def before_step(self) -> None:
+        """Put the values of the masked entries into the parameters."""
+        if not self._are_out:
+            return
+        # NaN + 0 would be NaN; nan_to_num is vectorised, torch.where is not.
+        for weight, value in self._chunks():
+            weight.add_(_without_nan(value))
+        self._are_out = False
+
+    def after_step(self) -> None:
+        """Take the values of the masked entries out of the parameters."""
+        for weight, value in self._chunks():
+            value.sub_(value).add_(weight)
+            weight.sub_(_without_nan(value))
+        self._are_out = bool(self.values)
+
+    def restore(self, name: str, values: torch.Tensor) -> None:
+        """Take over what a checkpoint held of a parameter that is already zero where it is masked."""
+        self.values[name] = values
+        self._are_out = True
+
+    def mask(self, name: str) -> torch.Tensor:
+        """Return a new bool tensor."""
+        return self.values[name].isnan()
+
+    def _chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for name, value in self.values.items():
+            weight = local(self.parameters[name].detach())
+            is_flat = weight.is_contiguous() and weight.device.type == "cpu"
+            size = _CHUNK if is_flat else max(1, weight.numel())
+            pair = (weight.view(-1), value.view(-1)) if is_flat else (weight, value)
+            yield from zip(*(t.split(size) for t in pair), strict=True)
+
+
+def _without_nan(value: torch.Tensor) -> torch.Tensor:
+    return value.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
