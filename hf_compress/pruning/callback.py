@@ -136,15 +136,20 @@ def refuse_sharding(args: TrainingArguments) -> None:
     """Raise if the Trainer shards parameters in a way that pruning cannot handle.
 
     Raises:
-        UnsupportedError: for DeepSpeed and FSDP version 1.
+        UnsupportedError: for DeepSpeed, FSDP version 1 and sharded checkpoints.
     """
     if args.deepspeed:
         raise UnsupportedError(
             "DeepSpeed ZeRO keeps flattened copies of the weights in its optimizer and writes them back after each "
             "step, so zeros do not stay and gradients cannot be seen; prune under DistributedDataParallel or FSDP 2"
         )
-    config = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
-    if args.fsdp and int(config.get("version") or config.get("fsdp_version") or 1) < 2:
+    plugin = getattr(args, "fsdp_plugin_args", None) or {}
+    if args.fsdp and "SHARDED" in str(plugin.get("state_dict_type", "")).upper():
+        raise UnsupportedError(
+            "state_dict_type SHARDED_STATE_DICT writes no safetensors whose zeros could be checked; set fsdp_config="
+            '{"state_dict_type": "FULL_STATE_DICT"}'
+        )
+    if args.fsdp and int(plugin.get("fsdp_version", 1)) < 2:
         raise UnsupportedError(
             "FSDP version 1 joins many weights in one flat parameter, so single weights cannot be ranked; set "
             'fsdp_config={"version": 2}, or train under DistributedDataParallel'

@@ -228,26 +228,15 @@ class Pruner:
         """Say whether the final sparsity is reached after `step` optimizer steps."""
         return self.ramp is not None and step >= self.ramp.end
 
-    def check(self, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Make sure that every masked entry is zero.
-
-        Args:
-            tensors: whole weights by parameter name, such as a saved file holds; the attached model's if not given.
+    def check(self) -> None:
+        """Make sure that every masked entry of the model is zero.
 
         Raises:
             SparsityError: naming the parameter that has other values.
         """
-        for name, parameter in self.parameters.items() if self.pruned else ():
-            if tensors is not None and name not in tensors:
-                continue
-            mask = self.store.mask(name) if tensors is None else gather(self.store.mask(name), parameter)
-            weight = local(parameter.detach()) if tensors is None else tensors[name]
-            wrong = int(torch.count_nonzero(weight.to(mask.device)[~mask]))
-            if wrong:
-                raise SparsityError(
-                    f"{name}: {int((~mask).sum())} entries must be zero, {wrong} of them are not; something changed "
-                    "the weights after the optimizer step"
-                )
+        if self.pruned:
+            here = {name: local(parameter.detach()) for name, parameter in self.parameters.items()}
+            check_zeros({name: self.store.mask(name) for name in here}, here)
 
     def _final_sparsities(self) -> list[float]:
         names = [p.name for p in self._prunables]
@@ -273,4 +262,19 @@ class Pruner:
             raise UnsupportedError(
                 f"criterion={self.config.criterion!r} ranks the entries of a weight among each other, and FSDP2 gives "
                 "each process some of them; use another criterion, or train under DistributedDataParallel"
+            )
+
+
+def check_zeros(masks: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Make sure that `weights` are zero where `masks`, bool, are False; both by parameter name.
+
+    Raises:
+        SparsityError: naming the parameter that has other values.
+    """
+    for name, mask in masks.items():
+        wrong = int(torch.count_nonzero(weights[name].to(mask.device)[~mask]))
+        if wrong:
+            raise SparsityError(
+                f"{name}: {int((~mask).sum())} entries must be zero, {wrong} of them are not; something changed "
+                "the weights after the optimizer step"
             )

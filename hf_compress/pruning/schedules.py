@@ -112,7 +112,8 @@ class SparsityRamp:
             return 0.0
         if step >= self.end:
             return final
-        return self.curve(self.progress(step), min(self.initial, final), final)
+        # Powers may overshoot by a rounding.
+        return min(final, self.curve(self.progress(step), min(self.initial, final), final))
 
     def share(self, step: int) -> float:
         """Return how far the curve has come after `step` steps, 0-1, for what rises from 0, such as a threshold."""

@@ -20,7 +20,7 @@ from hf_compress.errors import OutputExistsError, SparsityError
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
-from hf_compress.pruning.pruner import Pruner
+from hf_compress.pruning.pruner import Pruner, check_zeros
 
 # What the Trainer adds to evaluation metrics that says nothing about quality.
 _SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -38,16 +38,17 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: b
     Raises:
         SparsityError: if they are not, or masked weights are missing in the file.
     """
-    saved = saved_weights(model, folder, set(pruner.masks)) if is_here else {}
+    # Where parameters are sharded, all processes put the masks together.
+    masks = pruner.masks
     if not is_here:
-        pruner.check(saved)
         return
-    lost = sorted(pruner.masks.keys() - saved.keys())
+    saved = saved_weights(model, folder, set(masks))
+    lost = sorted(masks.keys() - saved.keys())
     if lost:
         raise SparsityError(
             f"{folder.name} lacks {len(lost)} masked weights of {type(model).__name__}, e.g. {lost[0]}"
         )
-    pruner.check(saved)
+    check_zeros(masks, saved)
 
 
 def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:

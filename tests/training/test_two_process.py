@@ -1,4 +1,4 @@
-"""Two gloo processes under torchrun agree with each other and with one process."""
+"""Two gloo processes under torchrun agree with each other and with one process, each with a copy or a shard."""
 
 import subprocess
 import sys
@@ -8,16 +8,23 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("two_process.py")
+ALONE = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "ffn"])
-def test_two_processes_agree_and_equal_one(tmp_path, structure):
+def run(launcher, folder, *arguments):
+    done = subprocess.run([*launcher, SCRIPT, folder, *arguments], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["unstructured,magnitude", "unstructured,platon,regrow", "unstructured,movement", "2:4,taylor", "ffn,magnitude"],
+)
+def test_two_processes_agree_and_equal_one(tmp_path, what):
     one, two = tmp_path / "one", tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher, folder, batch_size in (([sys.executable], one, "8"), (torchrun, two, "4")):
-        command = [*launcher, SCRIPT, folder, batch_size, structure]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-3000:]
+    run(ALONE, one, "8", what)
+    run(TORCHRUN, two, "4", what)
     alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
     for name, mask in first["masks"].items():
         assert torch.equal(mask, second["masks"][name])
@@ -29,3 +36,40 @@ def test_two_processes_agree_and_equal_one(tmp_path, structure):
         values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
         assert values[0] == pytest.approx(values[1], rel=1e-3), key
     assert (two / "checkpoint-6" / "pruning_state.safetensors").is_file()
+
+
+def test_fsdp_shards_train_as_one_process_does_and_resume_bit_for_bit(tmp_path):
+    one, two, what = tmp_path / "one", tmp_path / "two", "unstructured,platon,regrow"
+    run(ALONE, one, "8", what, "alone")
+    run(TORCHRUN, two, "4", what, "fsdp")
+    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
+    assert first["sharded"]
+    for name, mask in first["masks"].items():
+        assert torch.equal(mask, second["masks"][name])
+        assert torch.equal(mask, alone["masks"][name]), name
+    for key in ("loss", "grad_norm", "sparsity"):
+        values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), key
+    run(TORCHRUN, two, "4", what, "resume")
+    saved = [(two / name / "model.safetensors").read_bytes() for name in ("finalfsdp", "finalresume")]
+    assert saved[0] == saved[1]
+
+
+def test_what_cannot_be_pruned_in_shards_is_refused(tmp_path):
+    from types import SimpleNamespace
+
+    from hf_compress.errors import UnsupportedError
+    from hf_compress.pruning.callback import refuse_sharding
+
+    def arguments(deepspeed=None, **plugin):
+        return SimpleNamespace(deepspeed=deepspeed, fsdp=bool(plugin), fsdp_plugin_args=plugin)
+
+    refuse_sharding(arguments())
+    refuse_sharding(arguments(fsdp_version=2, state_dict_type="FULL_STATE_DICT"))
+    for found, reason in (
+        (arguments(deepspeed="zero3.json"), "DeepSpeed ZeRO keeps flattened copies"),
+        (arguments(fsdp_version=1), "FSDP version 1 joins many weights"),
+        (arguments(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT"), "FULL_STATE_DICT"),
+    ):
+        with pytest.raises(UnsupportedError, match=reason):
+            refuse_sharding(found)

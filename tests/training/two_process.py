@@ -1,4 +1,7 @@
-"""One training run, alone or under torchrun: two_process.py OUTPUT BATCH_SIZE STRUCTURE."""
+"""One training run, alone or under torchrun: two_process.py OUTPUT BATCH_SIZE WHAT [MODE].
+
+WHAT: STRUCTURE,CRITERION[,regrow]. MODE: alone, fsdp or resume; without one there is a teacher too.
+"""
 
 import sys
 from pathlib import Path
@@ -11,30 +14,58 @@ import torch
 from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, PruningConfig
 
 
-def main(output: str, batch_size: str, structure: str) -> None:
+FSDP = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"], "cpu_ram_efficient_loading": False}
+
+
+def shard_on_cpu(arguments) -> None:
+    """Let accelerate take gloo processes for accelerators, since it ignores FSDP on CPUs."""
+    from accelerate.state import DistributedType, PartialState
+
+    assert arguments.device.type == "cpu"
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
     torch.set_num_threads(1)
+    structure, criterion, *regrow = what.split(",")
     make, rows = (tiny.bert, tiny.sentences()) if structure == "ffn" else (tiny.bert_tokens, tiny.tagged())
+    options = {"criterion": criterion, "regrow": bool(regrow), "frequency": 2}
+    is_sharded = mode in ("fsdp", "resume")
+    distils = not mode
+    arguments = tiny.arguments(
+        output,
+        max_steps=6,
+        per_device_train_batch_size=int(batch_size),
+        optim="sgd",
+        learning_rate=0.1,
+        save_strategy="steps",
+        save_steps=3,
+        # One process takes every other sample of the order that two processes share.
+        train_sampling_strategy="sequential",
+        **({"fsdp": True, "fsdp_config": FSDP} if is_sharded else {}),
+    )
+    if is_sharded:
+        shard_on_cpu(arguments)
     trainer = CompressionTrainer(
         make(0),
-        tiny.arguments(
-            output,
-            max_steps=6,
-            per_device_train_batch_size=int(batch_size),
-            optim="sgd",
-            learning_rate=0.1,
-            save_strategy="steps",
-            save_steps=3,
-            # One process takes every other sample of the order that two processes share.
-            train_sampling_strategy="sequential",
+        arguments,
+        compression=CompressionConfig(
+            DistillationConfig() if distils else None,
+            PruningConfig(None if structure == "2:4" else 0.6, structure, **options),
         ),
-        compression=CompressionConfig(DistillationConfig(), PruningConfig(0.6, structure, frequency=2)),
-        teacher=make(1),
+        teacher=make(1) if distils else None,
         train_dataset=rows,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=f"{output}/checkpoint-3" if mode == "resume" else None)
+    trainer.save_model(f"{output}/final{mode}")
     logs = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history]
-    result = {"weights": trainer.model.state_dict(), "masks": dict(trainer.pruner.masks), "logs": logs}
+    weights = {} if is_sharded else trainer.model.state_dict()
+    result = {"weights": weights, "masks": dict(trainer.pruner.masks), "logs": logs, "sharded": is_dtensor(trainer)}
     torch.save(result, Path(output) / f"rank{trainer.args.process_index}.pt")
+
+
+def is_dtensor(trainer) -> bool:
+    return all(hasattr(p, "full_tensor") for p in trainer.model.parameters())
 
 
 if __name__ == "__main__":
