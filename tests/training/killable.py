@@ -1,7 +1,10 @@
-"""A training run that kills itself with SIGKILL: python killable.py OUTPUT TRIGGER MODEL.
+"""A training run that kills itself with SIGKILL: python killable.py OUTPUT TRIGGER MODEL [PRUNING].
 
-TRIGGER: never, step:N (when step N ends), write:N:FILE (while checkpoint-N/FILE is being written), resume (go on).
+TRIGGER: never, step:N (when step N ends), write:N:FILE (while checkpoint-N/FILE is being written), resume (go on), or
+resume,step:N (go on and be killed again). PRUNING: options of PruningConfig as JSON.
 """
+
+import json
 
 import os
 import signal
@@ -55,9 +58,10 @@ def die_while_writing(step: str, name: str) -> None:
     mixin.save_pruning_state = state
 
 
-def main(output: str, trigger: str, model: str) -> None:
+def main(output: str, trigger: str, model: str, pruning: str = '{"sparsity": 0.7}') -> None:
     torch.set_num_threads(1)
-    kind, *rest = trigger.split(":")
+    resumes = trigger.startswith("resume")
+    kind, *rest = trigger.removeprefix("resume,").split(":")
     callbacks = [DieAtStep(int(rest[0]))] if kind == "step" else []
     if kind == "write":
         die_while_writing(*rest)
@@ -66,12 +70,12 @@ def main(output: str, trigger: str, model: str) -> None:
     trainer = CompressionTrainer(
         make(0, **dropout),
         tiny.arguments(output, max_steps=12, save_strategy="steps", save_steps=3, gradient_accumulation_steps=2),
-        compression=CompressionConfig(DistillationConfig(), PruningConfig(sparsity=0.7, frequency=2)),
+        compression=CompressionConfig(DistillationConfig(), PruningConfig(**{"frequency": 2, **json.loads(pruning)})),
         teacher=make(1),
         train_dataset=rows,
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=True if kind == "resume" else None)
+    trainer.train(resume_from_checkpoint=True if resumes else None)
     trainer.save_model(output)
 
 

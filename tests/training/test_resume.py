@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import tiny
@@ -17,10 +18,9 @@ from hf_compress.training.checkpoint import last_complete_checkpoint
 SCRIPT = Path(__file__).with_name("killable.py")
 
 
-def run(folder, trigger, model):
-    return subprocess.run(
-        [sys.executable, SCRIPT, folder, trigger, model], capture_output=True, text=True, timeout=300
-    )
+def run(folder, trigger, model, *pruning):
+    command = [sys.executable, SCRIPT, folder, trigger, model, *pruning]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,50 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterru
     again = run(tmp_path, "resume", model)
     assert again.returncode == 0, again.stderr[-2000:]
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted[model] / "model.safetensors").read_bytes()
+
+
+KINDS = {
+    "platon": {"sparsity": 0.7, "criterion": "platon", "regrow": True, "scope": "global"},
+    "magnitude": {"sparsity": 0.7, "scope": "erk", "schedule": "iterative", "rounds": 4, "lr_rewind": 0.1},
+    "lamp": {"sparsity": 0.7, "criterion": "lamp", "scope": "global"},
+    "random": {"sparsity": 0.7, "criterion": "random", "structure": "block:4x2"},
+    "threshold": {"criterion": "threshold", "threshold": 0.02, "schedule": "linear"},
+    "relative_threshold": {"criterion": "relative_threshold", "regrow": True},
+    "taylor": {"criterion": "taylor", "structure": "2:4"},
+    "taylor units": {"criterion": "taylor", "structure": "ffn", "sparsity": 0.5},
+    "movement": {"sparsity": 0.7, "criterion": "movement", "regrow": True, "structure": "rows"},
+    "soft_movement": {"criterion": "soft_movement", "threshold": 0.49, "criterion_options": {"penalty": 1e4}},
+    "keep": {"criterion": "keep"},
+}
+
+
+def kill_and_resume(folder, whole, pruning, *steps):
+    """Kill a run at each of `steps` in turn; then let it end, and compare with one that was never killed."""
+    for number, step in enumerate(steps):
+        trigger = f"step:{step}" if number == 0 else f"resume,step:{step}"
+        assert run(folder, trigger, "bert", pruning).returncode == -signal.SIGKILL
+    again = run(folder, "resume", "bert", pruning)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["platon", "magnitude"])
+def test_scores_shadows_and_rewinding_resume_bit_for_bit(tmp_path, name):
+    pruning = json.dumps(KINDS[name])
+    assert run(tmp_path / "whole", "never", "bert", pruning).returncode == 0
+    kill_and_resume(tmp_path / "killed", tmp_path / "whole", pruning, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(KINDS))
+def test_two_kills_at_random_steps_change_nothing_under_any_criterion(tmp_path, name):
+    """22 kills in all."""
+    pruning = json.dumps(KINDS[name])
+    done = run(tmp_path / "whole", "never", "bert", pruning)
+    assert done.returncode == 0, done.stderr[-2000:]
+    random = Random(name)
+    first = random.randint(3, 10)
+    kill_and_resume(tmp_path / "killed", tmp_path / "whole", pruning, first, random.randint(first // 3 * 3 + 1, 11))
 
 
 @pytest.fixture
