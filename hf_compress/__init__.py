@@ -20,6 +20,7 @@ _HOMES = {
     "DistillationTrainer": "training.trainer",
     "PruningTrainer": "training.trainer",
     "PruningCallback": "pruning.callback",
+    "merge_adapter": "pruning.adapters",
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "quantize": "quantization.bnb",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from hf_compress.hub.card import create_card as create_card
     from hf_compress.hub.push import push as push
     from hf_compress.measurement.api import measure as measure
+    from hf_compress.pruning.adapters import merge_adapter as merge_adapter
     from hf_compress.pruning.callback import PruningCallback as PruningCallback
     from hf_compress.pruning.config import PruningConfig as PruningConfig
     from hf_compress.quantization.bnb import quantize as quantize

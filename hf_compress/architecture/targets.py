@@ -37,7 +37,8 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     """Return the parameters to compress, tied ones once, in the order of the model.
 
     By default these are the trainable weights of the linear and convolutional layers of the body: no embeddings,
-    norms, biases or output heads (what stands outside the base model, or the last layer of a plain module).
+    norms, biases or output heads (what stands outside the base model, or the last layer of a plain module). Of a model
+    with PEFT adapters they are the weights under the adapters, although these are frozen, and never the adapters.
 
     Args:
         model: any module; for transformers models the body is `model.base_model`.
@@ -118,8 +119,22 @@ def _parts(name: str, length: int) -> Iterator[str]:
         yield ".".join(components[start : start + length])
 
 
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """Return the identities of the parameters that PEFT has added to `model`."""
+    found: set[int] = set()
+    for module in model.modules():
+        # What PEFT's tuner layers call their own parts, such as lora_A.
+        for name in getattr(module, "adapter_layer_names", ()):
+            part = getattr(module, name, None)
+            found |= {id(p) for p in part.parameters()} if isinstance(part, nn.Module) else {id(part)}
+    return found
+
+
 def _default_parameters(model: nn.Module) -> list[nn.Parameter]:
-    weights = list(_layer_weights(model))
+    adapters = adapter_parameters(model)
+    # PEFT's wrapper calls the whole model its base model.
+    model = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
+    weights = [w for w in _layer_weights(model) if id(w) not in adapters]
     base = getattr(model, "base_model", None)
     if isinstance(base, nn.Module) and base is not model:
         body = {id(p) for p in base.parameters()}
@@ -128,7 +143,7 @@ def _default_parameters(model: nn.Module) -> list[nn.Parameter]:
         # A plain module does not say where its head is; the last layer is the usual one.
         weights = weights[:-1]
     excluded = {id(p) for p in _embeddings_and_head(model)}
-    return [weight for weight in weights if weight.requires_grad and id(weight) not in excluded]
+    return [w for w in weights if (w.requires_grad or adapters) and id(w) not in excluded]
 
 
 def _layer_weights(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -61,6 +61,8 @@ def load_pruning_state(pruner: Pruner, folder: str | Path) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} in {Path(folder).name} cannot be read: {error}") from error
     load_state_dict(pruner, state, metadata)
+    # Frozen weights under an adapter are in no checkpoint; they come as they were before pruning.
+    pruner.zero_frozen_()
     pruner.check()
 
 

@@ -187,6 +187,12 @@ class Pruner:
         """Count the pruned units after masks were put into the store."""
         self._count([self._kept_units(p) for p in self._prunables])
 
+    def zero_frozen_(self) -> None:
+        """Zero the masked entries of parameters that are not trained."""
+        for name, parameter in self.parameters.items() if self.pruned else ():
+            if not parameter.requires_grad:
+                local(parameter.detach()).mul_(self.store.mask(name))
+
     def _count(self, kept: Sequence[torch.Tensor]) -> None:
         gone = self._ranks.sum(torch.tensor([int((~k).sum()) for k in kept])).tolist()
         self.pruned = {p.name: g for p, g in zip(self._prunables, gone, strict=True)}
@@ -251,6 +257,12 @@ class Pruner:
             raise ConfigError(
                 f"expected float parameters to prune, found {unfit[0]} of {self.parameters[unfit[0]].dtype}; "
                 "prune before quantizing, or exclude it"
+            )
+        frozen = [n for n, p in self.parameters.items() if not p.requires_grad]
+        if frozen and (self.plan.criterion.running or self.config.regrow):
+            raise ConfigError(
+                f"criterion={self.config.criterion!r} with regrow={self.config.regrow} needs gradients, and {len(frozen)} "
+                f"of {len(self.parameters)} parameters to prune are frozen, e.g. {frozen[0]}; use magnitude, or train them"
             )
         sharded = any(is_sharded(p) for p in self.parameters.values())
         if sharded and not all(p.is_local for p in self._prunables):

@@ -123,7 +123,9 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         if not self._changes_loss or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         has_task = any(name in inputs for name in self.label_names) or self._objective is None
-        task, outputs = self._task_loss(model, dict(inputs), num_items_in_batch, has_task)
+        # Some Trainers (TRL's) make outputs by another forward pass, so they are asked for only where needed.
+        wants_outputs = return_outputs or self._objective is not None
+        task, outputs = self._task_loss(model, dict(inputs), num_items_in_batch, has_task, wants_outputs)
         if self._objective is None:
             loss = task
         else:
@@ -135,16 +137,17 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         return (loss, outputs) if return_outputs else loss
 
     def _task_loss(
-        self, model: nn.Module, inputs: dict[str, Any], num_items: Any, has_task: bool
+        self, model: nn.Module, inputs: dict[str, Any], num_items: Any, has_task: bool, wants_outputs: bool
     ) -> tuple[torch.Tensor, Any]:
         if not has_task:
             return torch.zeros(()), model(**inputs)
-        if self.compute_loss_func is not None:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items)
-            return loss.mean(), outputs
         local = self._scale.count(inputs)
+        has_own = self.compute_loss_func is not None
         # Without num_items_in_batch every model returns the mean over its labels; many (BERT among them) ignore it.
-        loss, outputs = super().compute_loss(model, inputs, True, None)
+        found = super().compute_loss(model, inputs, wants_outputs, num_items if has_own else None)
+        loss, outputs = found if wants_outputs else (found, None)
+        if has_own:
+            return loss.mean(), outputs
         # A micro-batch without any label has the mean NaN and no gradient.
         mean = torch.where(local > 0, loss.mean(), torch.zeros_like(loss.mean()))
         return mean * self._scale.share(local), outputs

@@ -5,7 +5,9 @@ Level: glue.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sized
@@ -20,7 +22,11 @@ from hf_compress.errors import OutputExistsError, SparsityError
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
+from hf_compress.pruning.adapters import merge_adapter
+from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner, check_zeros
+
+logger = logging.getLogger(__name__)
 
 # What the Trainer adds to evaluation metrics that says nothing about quality.
 _SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -41,6 +47,14 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: b
     # Where parameters are sharded, all processes put the masks together.
     masks = pruner.masks
     if not is_here:
+        return
+    if hasattr(model, "merge_and_unload"):
+        save_pruning_state(pruner, folder)
+        logger.warning(
+            "%s holds the adapter alone, and its base has been pruned: save_compressed() writes both merged; the masks "
+            "are beside the adapter",
+            folder,
+        )
         return
     saved = saved_weights(model, folder, set(masks))
     lost = sorted(masks.keys() - saved.keys())
@@ -74,6 +88,8 @@ def _write_compressed(trainer: Any, output: Path) -> None:
 
     config = trainer.compression
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model = merge_adapter(copy.deepcopy(model))
     if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
         model = shrink(model)
     output.parent.mkdir(parents=True, exist_ok=True)

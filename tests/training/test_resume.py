@@ -94,7 +94,7 @@ def test_two_kills_at_random_steps_change_nothing_under_any_criterion(tmp_path, 
     done = run(tmp_path / "whole", "never", "bert", pruning)
     assert done.returncode == 0, done.stderr[-2000:]
     random = Random(name)
-    first = random.randint(3, 10)
+    first = random.randint(4, 10)
     kill_and_resume(tmp_path / "killed", tmp_path / "whole", pruning, first, random.randint(first // 3 * 3 + 1, 11))
 
 
