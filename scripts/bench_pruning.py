@@ -2,8 +2,8 @@
 
     python scripts/bench_pruning.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 The dense model is fine-tuned beforehand, say with train_text_classification.py. Each finished run is kept in the
-output, so the script goes on where it was stopped. `--held-out` scores on training sentences put aside, for choosing settings;
-without it the model is scored once, on the validation split, after training.
+output, so the script goes on where it was stopped. `--held-out` scores on training sentences put aside, for choosing
+settings; without it the model is scored once, on the validation split, after training.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def run(args, data, tokenizer, pruning: PruningConfig | None, distils: bool, see
     distillation = DistillationConfig(temperature=2.0, task_weight=0.1, logit_weight=0.9) if distils else None
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=args.steps, per_device_train_batch_size=32, per_device_eval_batch_size=64,
+            folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=64,
             learning_rate=args.learning_rate, warmup_steps=0.05, bf16=True, seed=seed, report_to="none",
             train_sampling_strategy="group_by_length", save_strategy="no", disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(), logging_steps=200,
@@ -60,6 +60,7 @@ parser.add_argument("--data", type=Path, required=True)
 parser.add_argument("--dense", required=True)
 parser.add_argument("--output", type=Path, required=True)
 parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--batch-size", type=int, default=32)
 parser.add_argument("--learning-rate", type=float, default=8e-5)
 parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9])
 parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))

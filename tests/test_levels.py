@@ -23,7 +23,7 @@ MATHS = {
 }  # fmt: skip
 GLUE = {i for i in IDS if i.startswith("training/")} | {"pruning/callback.py"}
 OUTSIDE = {i for i in IDS if i.startswith("recipes/") and not i.endswith("config.py")} | {
-    "cli.py", "__main__.py", "report/plots.py", "report/compare.py", "hub/push.py",
+    "cli.py", "__main__.py", "report/plots.py", "report/training_plots.py", "report/compare.py", "hub/push.py",
 }  # fmt: skip
 STATE = set(IDS) - BASE - MATHS - GLUE - OUTSIDE - {i for i in IDS if i.endswith("__init__.py")}
 METHODS = ("distillation", "pruning", "quantization")

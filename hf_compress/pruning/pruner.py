@@ -18,9 +18,9 @@ from hf_compress.pruning.config import PruningConfig
 from hf_compress.pruning.criterion import Moment, Place
 from hf_compress.pruning.plan import make_plan
 from hf_compress.pruning.schedules import SparsityRamp
-from hf_compress.pruning.select import OneRank, Ranks, keep_largest
+from hf_compress.pruning.select import OneRank, Ranks, keep_largest, sink_
 from hf_compress.pruning.shards import first_entry, gather, is_sharded, local, ranks_of
-from hf_compress.pruning.stores import Shadows, Store, Zeros
+from hf_compress.pruning.stores import Shadows, Store, Zeros, multiply_
 from hf_compress.pruning.structures import Prunable
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,8 @@ class Pruner:
             self.store.after_step()
             return
         with torch.no_grad():
-            if not self.config.regrow:
-                # What the optimizer moved of masked entries must not count in any mean over a weight.
+            if self.plan.criterion.needs_whole and not self.config.regrow:
+                # What the optimizer moved of masked entries must not count in a sum over the weight.
                 self.store.after_step()
             self._update(step)
         if step >= self.ramp.end:
@@ -126,7 +126,7 @@ class Pruner:
         cuts = [self._cut(s, step) for s in scores]
         for score, old in zip(scores, self._kept() or (), strict=False):
             # What is gone stays gone, whatever its score says.
-            score.masked_fill_(~old, -torch.inf)
+            sink_(score, old)
         if self.plan.criterion.decides:
             kept = [s >= cut for s, cut in zip(scores, cuts, strict=True)]
         else:
@@ -145,16 +145,24 @@ class Pruner:
         sizes = [p.size for p in self._prunables]
         counts = self.plan.allocate([p.shape for p in self._prunables], sizes, sparsities)
         if counts is None:
-            if not self.plan.structure.fixed_amount:
-                self._raise_floors(scores, self.config.floor * (1 - sparsities[0]))
-            return keep_largest(scores, round(sparsities[0] * sum(sizes)), self._ranks)
+            floor = 0.0 if self.plan.structure.fixed_amount else self.config.floor * (1 - sparsities[0])
+            return self._select_over_all(scores, round(sparsities[0] * sum(sizes)), floor)
         return [keep_largest([s], k, self._ranks)[0] for s, k in zip(scores, counts, strict=True)]
 
-    def _raise_floors(self, scores: Iterable[torch.Tensor], density: float) -> None:
-        """Put the best units of each parameter above all others, so that one ranking over all empties none."""
-        for score, prunable in zip(scores, self._prunables, strict=True):
-            (protected,) = keep_largest([score], prunable.size - int(density * prunable.size), self._ranks)
-            score.masked_fill_(protected, torch.inf)
+    def _select_over_all(self, scores: list[torch.Tensor], prune: int, floor: float) -> list[torch.Tensor]:
+        """Rank all units together, and again with the best of those parameters on top that fell below `floor`."""
+        least = [int(floor * p.size) for p in self._prunables]
+        raised: set[int] = set()
+        while True:
+            kept = keep_largest(scores, prune, self._ranks)
+            counts = self._ranks.sum(torch.tensor([int(torch.count_nonzero(k)) for k in kept])).tolist()
+            fallen = {i for i, (c, n) in enumerate(zip(counts, least, strict=True)) if c < n} - raised
+            if not fallen:
+                return kept
+            for i in fallen:
+                (best,) = keep_largest([scores[i]], self._prunables[i].size - least[i], self._ranks)
+                scores[i].masked_fill_(best, torch.inf)
+            raised |= fallen
 
     def _scores(self, index: int, prunable: Prunable) -> torch.Tensor:
         criterion = self.plan.criterion
@@ -180,8 +188,7 @@ class Pruner:
         return [self._kept_units(p) for p in self._prunables]
 
     def _kept_units(self, prunable: Prunable) -> torch.Tensor:
-        masks = {name: self.store.mask(name).float() for name in prunable.parameters}
-        return prunable.scores(masks, "mean") > 0
+        return prunable.kept({name: self.store.mask(name) for name in prunable.parameters})
 
     def recount(self) -> None:
         """Count the pruned units after masks were put into the store."""
@@ -194,7 +201,7 @@ class Pruner:
                 local(parameter.detach()).mul_(self.store.mask(name))
 
     def _count(self, kept: Sequence[torch.Tensor]) -> None:
-        gone = self._ranks.sum(torch.tensor([int((~k).sum()) for k in kept])).tolist()
+        gone = self._ranks.sum(torch.tensor([int(torch.count_nonzero(~k)) for k in kept])).tolist()
         self.pruned = {p.name: g for p, g in zip(self._prunables, gone, strict=True)}
         for prunable, number in zip(self._prunables, gone, strict=True):
             if number == prunable.size:
@@ -205,7 +212,7 @@ class Pruner:
         for name, parameter in self.parameters.items():
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                    local(value).mul_(self.store.mask(name))
+                    multiply_([local(value)], [self.store.mask(name)])
 
     @property
     def sparsity(self) -> float:
@@ -261,8 +268,9 @@ class Pruner:
         frozen = [n for n, p in self.parameters.items() if not p.requires_grad]
         if frozen and (self.plan.criterion.running or self.config.regrow):
             raise ConfigError(
-                f"criterion={self.config.criterion!r} with regrow={self.config.regrow} needs gradients, and {len(frozen)} "
-                f"of {len(self.parameters)} parameters to prune are frozen, e.g. {frozen[0]}; use magnitude, or train them"
+                f"criterion={self.config.criterion!r} with regrow={self.config.regrow} needs gradients, and "
+                f"{len(frozen)} of {len(self.parameters)} parameters to prune are frozen, e.g. {frozen[0]}; use "
+                "magnitude, or train them"
             )
         sharded = any(is_sharded(p) for p in self.parameters.values())
         if sharded and not all(p.is_local for p in self._prunables):

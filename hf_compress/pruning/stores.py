@@ -5,14 +5,15 @@ Level: state. Both stores keep the masked entries of plain parameters at zero; m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from hf_compress.pruning.shards import local
 
-_CHUNK = 1 << 17
+# Temporaries of this many entries stay in the cache.
+_CHUNK = 1 << 16
 
 
 class Store(Protocol):
@@ -56,11 +57,7 @@ class Zeros:
 
     def after_step(self) -> None:
         """Zero what the optimizer moved."""
-        if self.masks:
-            with torch.no_grad():
-                torch._foreach_mul_(
-                    [local(self.parameters[n].detach()) for n in self.masks], list(self.masks.values())
-                )
+        multiply_([local(self.parameters[n].detach()) for n in self.masks], list(self.masks.values()))
 
     def mask(self, name: str) -> torch.Tensor:
         """Return the mask itself."""
@@ -125,6 +122,20 @@ class Shadows:
             size = _CHUNK if is_flat else max(1, weight.numel())
             pair = (weight.view(-1), value.view(-1)) if is_flat else (weight, value)
             yield from zip(*(t.split(size) for t in pair), strict=True)
+
+
+def multiply_(tensors: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> None:
+    """Zero the entries of `tensors` where `masks`, bool, are False, in place."""
+    if tensors and tensors[0].device.type != "cpu":
+        torch._foreach_mul_(list(tensors), list(masks))
+        return
+    for tensor, mask in zip(tensors, masks, strict=True):
+        if not (tensor.is_contiguous() and mask.is_contiguous()):
+            tensor.mul_(mask)
+            continue
+        # torch makes numbers of the bools before it multiplies; in chunks these stay in the cache.
+        for part, bools in zip(tensor.view(-1).split(_CHUNK), mask.view(-1).split(_CHUNK), strict=True):
+            part.mul_(bools)
 
 
 def _without_nan(value: torch.Tensor) -> torch.Tensor:

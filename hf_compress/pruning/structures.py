@@ -54,6 +54,10 @@ class Prunable(Protocol):
         """Return `scores` with those of units that must stay raised to infinity."""
         ...
 
+    def kept(self, masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Turn the masks of the parameters, as held here, back into units that stay, bool, 1-D."""
+        ...
+
     def masks(self, keep: torch.Tensor) -> dict[str, torch.Tensor]:
         """Turn kept units held here, bool, 1-D, into one bool mask a parameter, shaped like the part held here."""
         ...
@@ -135,6 +139,10 @@ class Blocks:
         """Return `scores`: any block may go."""
         return scores
 
+    def kept(self, masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Look at one entry of each block."""
+        return to_blocks(masks[self.name], self.input_dim, self.height, self.width)[:, 0]
+
     def masks(self, keep: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the mask of this parameter."""
         shape = local(self.parameters[self.name]).shape
@@ -169,6 +177,10 @@ class WeightEntries:
         shaped = scores.view(local(self.parameters[self.name]).shape)
         return protect_largest(shaped, self.input_dim, self.keep, self.group).reshape(-1)
 
+    def kept(self, masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mask as it is."""
+        return masks[self.name].reshape(-1)
+
     def masks(self, keep: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the mask of this parameter."""
         return {self.name: keep.view(local(self.parameters[self.name]).shape)}
@@ -193,6 +205,10 @@ class CoupledUnits:
     def protect(self, scores: torch.Tensor) -> torch.Tensor:
         """Return `scores`: any unit may go."""
         return scores
+
+    def kept(self, masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Look at all entries of each unit, which agree."""
+        return unit_scores(self.group, {n: m.float() for n, m in masks.items()}, "mean") > 0
 
     def masks(self, keep: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return one mask a coupled parameter, biases included."""

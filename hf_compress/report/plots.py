@@ -14,7 +14,7 @@ from hf_compress.imports import require
 from hf_compress.measurement.record import Measurement, Record, sort_records
 from hf_compress.report.tables import baseline_index, describe_conditions, is_quality
 
-_BASELINE, _OTHER, _INK = "#b3541e", "#1f5a96", "#333333"
+BASELINE, OTHER, INK = "#b3541e", "#1f5a96", "#333333"
 # Largest over smallest value up to which a linear axis shows both well.
 _LINEAR_SPAN = 6
 # Where the name of a point may stand, in points from it, best first.
@@ -74,8 +74,8 @@ def _plot(records: list[Record], x_name: str, conditions: dict[str, Any], metric
     if not points or metric is None:
         raise RecordError(f"no record has both {x_name} {conditions or ''} and {metric or 'a quality metric'}")
     baseline_index(records)
-    axes = axes if axes is not None else _new_axes()
-    _style(axes)
+    axes = axes if axes is not None else new_axes()
+    style(axes)
     scale, unit = _scale([x for _, x, _ in points])
     factor = 100 if points[0][2].unit == "fraction" else 1
     positions = [(x.value / scale, y.value * factor) for _, x, y in points]
@@ -87,7 +87,8 @@ def _plot(records: list[Record], x_name: str, conditions: dict[str, Any], metric
     what = describe_conditions(dict(first.conditions))
     axes.set_xlabel(f"latency in ms ({what})" if x_name == "latency" else f"weights on disk in {unit}")
     axes.set_ylabel(f"{metric} in %" if factor == 100 else f"{metric} in {points[0][2].unit}")
-    _set_x_axis(axes, [x for x, _ in positions])
+    ends = [p + (e[1] if (e := _error(x, scale)) else 0) for (_, x, _), (p, _) in zip(points, positions, strict=True)]
+    _set_x_axis(axes, [x for x, _ in positions] + ends)
     axes.margins(y=0.25)
     _write_names(axes, [record for record, _, _ in points], positions)
     return axes
@@ -121,18 +122,20 @@ def _error(x: Measurement, scale: float) -> tuple[float, float] | None:
     return max(0.0, x.value - low) / scale, max(0.0, high - x.value) / scale
 
 
-def _new_axes() -> Any:
+def new_axes(size: tuple[float, float] = (6, 4)) -> Any:
+    """Return matplotlib axes of a new figure of `size` inches."""
     require("matplotlib", "pictures")
     # Figure without pyplot: no window system, no global list of figures.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4))
+    figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     return figure.add_subplot()
 
 
-def _style(axes: Any) -> None:
+def style(axes: Any) -> None:
+    """Give `axes` the look of all pictures."""
     axes.set_facecolor("white")
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -148,8 +151,8 @@ def _draw_point(axes: Any, record: Record, position: tuple[float, float], error:
         xerr=x_error,
         fmt="D" if is_baseline else "o",
         markersize=8,
-        color=_BASELINE if is_baseline else _OTHER,
-        ecolor=_INK,
+        color=BASELINE if is_baseline else OTHER,
+        ecolor=INK,
         elinewidth=1,
         capsize=3,
         zorder=3,
@@ -188,7 +191,7 @@ def _write_names(axes: Any, records: list[Record], positions: list[tuple[float, 
                 textcoords="offset points",
                 ha=align,
                 va="center",
-                color=_INK,
+                color=INK,
                 fontsize=9,
             )
             box = text.get_window_extent()

@@ -84,7 +84,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Make the scheduler of `TrainingArguments`, or the saw-tooth that `PruningConfig.lr_rewind` asks for."""
-        is_theirs = self.lr_scheduler is not None
+        is_theirs = getattr(self, "lr_scheduler", None) is not None
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
         if self.pruner is not None and self.pruner.config.lr_rewind is not None and not is_theirs:
             rate = self.pruner.plan.learning_rate(num_training_steps, self.args.get_warmup_steps(num_training_steps))

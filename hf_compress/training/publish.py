@@ -19,6 +19,7 @@ from torch import nn
 
 from hf_compress.architecture.saved import saved_weights
 from hf_compress.errors import OutputExistsError, SparsityError
+from hf_compress.imports import is_available
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
@@ -51,8 +52,8 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: b
     if hasattr(model, "merge_and_unload"):
         save_pruning_state(pruner, folder)
         logger.warning(
-            "%s holds the adapter alone, and its base has been pruned: save_compressed() writes both merged; the masks "
-            "are beside the adapter",
+            "%s holds the adapter alone, and its base has been pruned: save_compressed() writes both merged; the "
+            "masks are beside the adapter",
             folder,
         )
         return
@@ -166,7 +167,21 @@ def write_card(trainer: Any, *args: Any, **kwargs: Any) -> None:
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
-    create_card(folder, run_records(trainer, folder), info=_card_info(trainer, *args, **kwargs))
+    info = _card_info(trainer, *args, **kwargs)
+    create_card(folder, run_records(trainer, folder), info=info, pictures=_draw(trainer, folder))
+
+
+def _draw(trainer: Any, folder: Path) -> list[Path]:
+    """Draw the run of a pruner into `folder`, if there is one and matplotlib is installed."""
+    if trainer.pruner is None or not trainer.pruner.pruned or not is_available("matplotlib"):
+        return []
+    from hf_compress.report.plots import save_plot
+    from hf_compress.report.training_plots import plot_sparsities, plot_training
+
+    drawn = [save_plot(plot_sparsities(trainer.pruner.sparsities), folder / "sparsity.png")]
+    if any("loss" in e and "sparsity" in e for e in trainer.state.log_history):
+        drawn.append(save_plot(plot_training(trainer.state.log_history), folder / "training.png"))
+    return drawn
 
 
 def _card_info(

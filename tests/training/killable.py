@@ -5,7 +5,6 @@ resume,step:N (go on and be killed again). PRUNING: options of PruningConfig as 
 """
 
 import json
-
 import os
 import signal
 import sys

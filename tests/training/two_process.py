@@ -13,7 +13,6 @@ import torch
 
 from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, PruningConfig
 
-
 FSDP = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"], "cpu_ram_efficient_loading": False}
 
 
