@@ -51,3 +51,39 @@ def test_records_name_the_gpu_and_its_memory(tmp_path):
     (record,) = measure(tmp_path / "model", batch_sizes=(1,), length=8, seconds=0.1)
     assert record.get("latency").conditions["device"] == "cuda"
     assert record.get("peak_memory").value > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("criterion", ["platon", "movement", "taylor"])
+def test_gradient_criteria_in_16_bit_regrow_and_end_exactly(tmp_path, precision, criterion):
+    arguments = tiny.arguments(tmp_path, use_cpu=False, **{precision: True, "max_grad_norm": 0.0})
+    config = CompressionConfig(
+        pruning=PruningConfig(0.6, criterion=criterion, regrow=True, scope="global", frequency=1)
+    )
+    trainer = CompressionTrainer(tiny.bert(), arguments, compression=config, train_dataset=tiny.sentences())
+    trainer.train()
+    trainer.pruner.check()
+    assert trainer.pruner.sparsity == pytest.approx(0.6, abs=1e-3)
+
+
+def test_selection_on_the_gpu_equals_that_on_the_cpu():
+    from hf_compress.pruning.select import keep_largest
+
+    torch.manual_seed(0)
+    scores = [torch.randn(1000, 300).round(decimals=2), torch.randn(500_001)]
+    for prune in (1, 400_000, 800_000):
+        here = keep_largest(scores, prune)
+        there = keep_largest([s.cuda() for s in scores], prune)
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
+
+
+def test_fsdp_on_one_device_prunes_as_without_it(tmp_path):
+    config = PruningConfig(0.6, criterion="platon", regrow=True, frequency=2)
+    found = []
+    for fsdp in ({}, {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}}):
+        arguments = tiny.arguments(tmp_path, use_cpu=False, optim="sgd", learning_rate=0.1, **fsdp)
+        compression = CompressionConfig(pruning=config)
+        trainer = CompressionTrainer(tiny.bert(), arguments, compression=compression, train_dataset=tiny.sentences())
+        trainer.train()
+        found.append(trainer.pruner.masks)
+    assert all(torch.equal(found[0][n], m) for n, m in found[1].items())
