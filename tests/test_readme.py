@@ -1,5 +1,6 @@
 """The README tells the truth: its example runs, its table and map are real."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_compress import compare
+from hf_compress import PruningConfig, compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,9 +29,21 @@ def test_the_table_is_the_one_that_the_recorded_run_printed():
 
 
 def test_every_folder_of_the_map_exists_and_none_is_missing():
-    listed = set(re.findall(r"^\| `([\w/]+)` \|", README, re.M))
+    listed = set(re.findall(r"^\| `([\w/]+)` \|", README.split("## Where things are")[1], re.M))
     folders = {f"hf_compress/{p.name}" for p in (ROOT / "hf_compress").iterdir() if (p / "__init__.py").is_file()}
     assert listed == folders | {"scripts", "model_cards", "tests"}
+
+
+def test_the_table_of_pruning_names_what_there_is():
+    from hf_compress.pruning.allocation import SCOPES
+    from hf_compress.pruning.criteria import CRITERIA
+    from hf_compress.pruning.schedules import CURVES
+
+    section = README.split("## Gradual pruning")[1].split("## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.M))
+    for field, registry in (("criterion", CRITERIA), ("scope", SCOPES), ("schedule", CURVES)):
+        assert {f"`{name}`" for name in registry} <= set(re.findall(r"`\w+`", rows[field])), field
+    assert rows.keys() <= {f.name for f in dataclasses.fields(PruningConfig)}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
