@@ -74,7 +74,7 @@ class Options:
             except ConfigError as error:
                 problems.append(str(error))
                 # A stand-in, so that the checks of this level still run and see that the part was given.
-                values[key] = nested() if nested is not None and _has_defaults(nested) else None
+                values[key] = _stand_in(nested)
         missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and not _has_default(f)]
         problems += [f"{name!r} is missing" for name in missing]
         is_whole = not missing and None not in [values[k] for k in values if data[k] is not None]
@@ -131,6 +131,14 @@ def _has_default(field: dataclasses.Field) -> bool:
 
 def _has_defaults(options: type[Options]) -> bool:
     return all(_has_default(f) for f in dataclasses.fields(options))
+
+
+def _stand_in(options: type[Options] | None) -> Options | None:
+    """Return `options` with nothing set, if that is valid."""
+    try:
+        return options() if options is not None and _has_defaults(options) else None
+    except ConfigError:
+        return None
 
 
 def _build(options: type[Options], data: Any) -> Any:

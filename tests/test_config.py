@@ -5,6 +5,7 @@ import pytest
 from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, QuantizationConfig
 from hf_compress.errors import ConfigError
 from hf_compress.measurement.config import MeasureSettings
+from hf_compress.recipes.config import RecipeConfig
 
 CONFIGS = [
     PruningConfig(sparsity=0.8, scope="global", include=("encoder",)),
@@ -98,3 +99,11 @@ def test_a_file_that_does_not_parse_is_refused(tmp_path):
     (tmp_path / "bad.yaml").write_text("sparsity: [")
     with pytest.raises(ConfigError, match=r"bad.yaml cannot be read"):
         PruningConfig.load(tmp_path / "bad.yaml")
+
+
+def test_a_wrong_option_deep_in_a_recipe_is_named_even_where_the_part_around_it_has_no_defaults():
+    data = {"name": "x", "task": {"type": "image-classification", "dataset": "digits"}, "measure": {"models": ["a"]}}
+    stage = {"name": "a", "kind": "train", "source": "m", "compression": {"pruning": {"sparsity": 1.0}}}
+    with pytest.raises(ConfigError, match="sparsity must be at least 0 and below 1, found 1.0") as caught:
+        RecipeConfig.from_dict({**data, "stages": [stage]})
+    assert "nothing to do" not in str(caught.value)
