@@ -5,6 +5,7 @@ import pytest
 from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, QuantizationConfig
 from hf_compress.errors import ConfigError
 from hf_compress.measurement.config import MeasureSettings
+from hf_compress.options import read_yaml
 from hf_compress.recipes.config import RecipeConfig
 
 CONFIGS = [
@@ -107,3 +108,15 @@ def test_a_wrong_option_deep_in_a_recipe_is_named_even_where_the_part_around_it_
     with pytest.raises(ConfigError, match="sparsity must be at least 0 and below 1, found 1.0") as caught:
         RecipeConfig.from_dict({**data, "stages": [stage]})
     assert "nothing to do" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2:4", "2:4"), ("8e-5", 8e-5), ("1.5e3", 1500.0), ("12", 12), ("-0.5", -0.5), ("1_000", "1_000"), ("true", True),
+     (".inf", float("inf")), ("yes", True), ("block:4x1", "block:4x1"), ("010", 10)],
+)  # fmt: skip
+def test_yaml_reads_numbers_as_people_write_them(text, value):
+    """YAML 1.1 takes 2:4 for 124 and 8e-5 for text."""
+    found = read_yaml(text)
+    assert found == value
+    assert type(found) is type(value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import RecipeError, did_you_mean
-from hf_compress.options import read_data_file
+from hf_compress.options import read_data_file, read_yaml
 from hf_compress.recipes.config import RecipeConfig
 
 _BUILTIN = Path(__file__).parent / "builtin"
@@ -57,7 +57,7 @@ def _override(data: Any, override: str) -> None:
     if not found or not key:
         raise RecipeError(f"expected key=value, found {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"the value of {key} is no YAML: {text!r}") from error
     *parents, last = key.split(".")
