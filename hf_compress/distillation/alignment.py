@@ -1,24 +1,26 @@
-"""How predictions and labels of a model correspond, decided from what the model is.
+"""How predictions and labels of a model correspond, and what its outputs are, decided from what the model is.
 
 Level: state.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from hf_compress.distillation.reduce import CAUSAL, ROWS, TOKENS
-from hf_compress.errors import UnsupportedError
+from hf_compress.distillation.reduce import CAUSAL, NUMBERS, ROWS, SIGMOID, SOFTMAX, SPANS, TOKENS
 
 
 def alignment_of(model: nn.Module) -> str:
-    """Return "rows", "tokens" or "causal" for the task head of `model`.
+    """Return ROWS, TOKENS, CAUSAL or SPANS for the task head of `model`.
 
-    A plain `nn.Module` counts as "rows"; give it a `transformers` config to say otherwise.
+    A plain `nn.Module` counts as ROWS; give it a `transformers` config to say otherwise.
     """
     from transformers.models.auto import modeling_auto as auto
 
-    name = type(model).__name__
+    name = type(plain_model(model)).__name__
+    if name in auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
+        return SPANS
     if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         return TOKENS if is_encoder_decoder else CAUSAL
@@ -30,25 +32,29 @@ def alignment_of(model: nn.Module) -> str:
     return TOKENS if any(name in mapping.values() for mapping in per_token) else ROWS
 
 
-def refuse_unsupported_task(model: nn.Module) -> None:
-    """Raise if a softmax over the last axis of the logits would be the wrong distribution for this model.
+def outputs_of(model: nn.Module, labels: torch.Tensor | None) -> str:
+    """Return SOFTMAX, SIGMOID or NUMBERS: what the logits of `model` are.
 
-    Raises:
-        UnsupportedError: for question answering, multi-label classification and regression.
+    transformers' sequence classifiers decide by `config.problem_type`, and where that is not set by the number and
+    type of the labels; so does this.
+
+    Args:
+        model: any module.
+        labels: of the batch; None if there are none.
     """
-    from transformers.models.auto import modeling_auto as auto
-
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
-    found = None
-    if type(model).__name__ in auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
-        found = "question answering (two heads)"
-    elif problem in ("multi_label_classification", "regression"):
-        found = problem.replace("_", " ")
-    elif config is not None and getattr(config, "num_labels", 2) == 1:
-        found = "regression (one label)"
-    if found:
-        raise UnsupportedError(
-            f"this version distils softmax outputs: classification with one label a sample or token, and language "
-            f"models; found {found}. Train without distillation, or with pruning only"
-        )
+    if problem is not None:
+        found = {"regression": NUMBERS, "multi_label_classification": SIGMOID}
+        return found.get(problem, SOFTMAX)
+    if alignment_of(model) != ROWS:
+        return SOFTMAX
+    if getattr(config, "num_labels", 2) == 1:
+        return NUMBERS
+    return SIGMOID if labels is not None and labels.is_floating_point() else SOFTMAX
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside PEFT's wrapper, or `model` itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner is not None else model

@@ -5,7 +5,7 @@ Level: base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hf_compress.options import Options
@@ -18,7 +18,16 @@ class DistillationConfig(Options):
     temperature: float = field(default=2.0, metadata={"help": "softmax temperature T of both models, above 0"})
     task_weight: float = field(default=0.5, metadata={"help": "weight of the loss on the labels, at least 0"})
     logit_weight: float = field(default=0.5, metadata={"help": "weight of the divergence between logits, at least 0"})
-    divergence: str = field(default="forward_kl", metadata={"help": "divergence between teacher and student logits"})
+    divergence: str = field(
+        default="forward_kl",
+        metadata={
+            "help": "divergence between teacher and student logits: forward_kl, reverse_kl, jsd, skewed_kl, "
+            "skewed_reverse_kl, soft_cross_entropy, mse, taid"
+        },
+    )
+    divergence_options: Mapping[str, float] = field(
+        default_factory=dict, metadata={"help": "options of the divergence by name, such as beta of jsd, each 0-1"}
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""

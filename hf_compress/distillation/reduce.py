@@ -1,6 +1,7 @@
 """Which positions of a batch count, how many there are, and how a divergence over them is scaled.
 
-Level: maths. This is the one place that knows label -100, the causal shift, padding and temperature.
+Level: maths. This is the one place that knows label -100, the causal shift, padding, temperature and what kind of
+outputs a head has.
 """
 
 from __future__ import annotations
@@ -12,26 +13,32 @@ import torch
 from hf_compress.distillation.losses import Divergence
 
 IGNORED = -100
-ROWS, TOKENS, CAUSAL = "rows", "tokens", "causal"
+# One prediction a sample, one a position, position t predicts label t + 1, a start and an end in each text.
+ROWS, TOKENS, CAUSAL, SPANS = "rows", "tokens", "causal", "spans"
+# One of several classes, any number of them, plain numbers.
+SOFTMAX, SIGMOID, NUMBERS = "softmax", "sigmoid", "numbers"
+# Far below any logit and finite, so that what is impossible for both has no weight and gives no NaN.
+_IMPOSSIBLE = -1e4
 
 
 def valid_positions(batch: Mapping[str, torch.Tensor], alignment: str) -> torch.Tensor:
     """Mark the positions of the logits at which a prediction is asked for.
 
     Args:
-        batch: model inputs; `labels`, `attention_mask` and the main input are looked at.
-        alignment: "rows" (one prediction a sample), "tokens" (one a position), or "causal" (position t predicts
-            label t + 1).
+        batch: model inputs; labels, `attention_mask` and the main input are looked at.
+        alignment: ROWS, TOKENS, CAUSAL or SPANS.
 
     Returns:
-        Bool tensor, shape (batch,) for "rows", otherwise (batch, length). Labels of -100 do not count; without
-        labels every sample, or every position that is not padding, does.
+        Bool tensor, shape (batch,) for ROWS and SPANS, otherwise (batch, length). Labels of -100, and spans that start
+        outside the text, do not count; without labels every sample, or every position that is not padding, does.
     """
     labels = batch.get("labels")
-    if alignment == ROWS:
+    main = next(iter(batch.values()))
+    if alignment == SPANS and batch.get("start_positions") is not None:
+        return batch["start_positions"].view(len(main)) < main.shape[1]
+    if alignment in (ROWS, SPANS):
         if labels is not None and labels.dim() == 1 and not labels.is_floating_point():
             return labels != IGNORED
-        main = next(iter(batch.values()))
         return torch.ones(len(main), dtype=torch.bool, device=main.device)
     if labels is not None:
         valid = labels != IGNORED
@@ -52,10 +59,13 @@ def divergence_term(
     teacher_logits: torch.Tensor,
     positions: torch.Tensor,
     temperature: float,
+    outputs: str = SOFTMAX,
 ) -> tuple[torch.Tensor, int]:
     """Return T^2 times the sum of `divergence` at the marked positions, and how many there are.
 
-    The factor T^2 keeps the size of the gradient independent of the temperature.
+    The factor T^2 keeps the size of the gradient independent of the temperature. Of labels that are chosen
+    independently (SIGMOID) the divergences of each label's two outcomes are averaged; of numbers (NUMBERS) the squared
+    differences are, and there is no temperature.
 
     Args:
         divergence: takes two (rows, classes) tensors.
@@ -64,12 +74,24 @@ def divergence_term(
             was padded further), the shared part counts.
         positions: bool.
         temperature: above 0.
+        outputs: SOFTMAX, SIGMOID or NUMBERS.
 
     Source: Hinton et al. 2015, section 2.1.
     """
     shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
     # float32 before the division: in 16 bit the quotient loses what tells the classes apart.
-    student = student_logits[..., :shared][positions].float() / temperature
-    teacher = teacher_logits[..., :shared][positions].float() / temperature
+    student = student_logits[..., :shared][positions].float()
+    teacher = teacher_logits[..., :shared][positions].float()
+    if outputs == NUMBERS:
+        return (student - teacher.detach()).square().mean(-1).sum(), len(student)
+    student, teacher = student / temperature, teacher / temperature
+    if outputs == SIGMOID:
+        total, _ = divergence(*(torch.stack([z, torch.zeros_like(z)], -1).view(-1, 2) for z in (student, teacher)))
+        return total / shared * temperature**2, len(student)
     total, count = divergence(student, teacher)
     return total * temperature**2, count
+
+
+def span_logits(logits: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the logits (batch, length) of a start or an end with padding made impossible."""
+    return logits if attention_mask is None else logits.masked_fill(~attention_mask.bool(), _IMPOSSIBLE)

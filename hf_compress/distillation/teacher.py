@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_compress.errors import TeacherError
 
+_LABELS = {"labels", "label", "label_ids", "start_positions", "end_positions"}
 # A vocabulary padded to a multiple of 64 or 128 differs by far less than another tokenizer's does.
 _LARGEST_VOCABULARY_PADDING = 0.01
 
@@ -35,25 +36,15 @@ class Teacher:
         self._needs_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     @torch.no_grad()
-    def logits(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Return the logits for a batch of the student's inputs; what the teacher does not know is left out.
-
-        Raises:
-            TeacherError: if the output has no logits.
-        """
-        # Encoder-decoders make their decoder inputs from the labels.
+    def outputs(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the outputs for a batch of the student's inputs; what the teacher does not know is left out."""
+        # Encoder-decoders make their decoder inputs from the labels; nobody else needs labels.
         keep_labels = self._needs_labels and inputs.get("decoder_input_ids") is None
-        chosen = {k: v for k, v in inputs.items() if k in self._accepts and (k != "labels" or keep_labels)}
+        unwanted = _LABELS - ({"labels"} if keep_labels else set())
+        chosen = {k: v for k, v in inputs.items() if k in self._accepts and k not in unwanted}
         # A teacher that the student's training touched (a shared module) could have been put into training mode.
         self.model.eval()
-        output = self.model(**chosen)
-        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        if logits is None:
-            raise TeacherError(
-                f"the teacher ({type(self.model).__name__}) returned no logits; load it with the head of the "
-                "student's task (an AutoModelFor... class)"
-            )
-        return logits
+        return self.model(**chosen)
 
 
 def load_teacher_model(source: str | Path) -> nn.Module:
@@ -75,8 +66,12 @@ def load_teacher_model(source: str | Path) -> nn.Module:
     return model_class.from_pretrained(source)
 
 
-def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
+def check_teacher(teacher: nn.Module, student: nn.Module) -> torch.Tensor | None:
     """Make sure that the logits of both mean the same.
+
+    Returns:
+        Where the teacher has the student's labels in another order: for each label of the student, its index in the
+        teacher's logits.
 
     Raises:
         TeacherError: if they are one object, or their labels or vocabularies differ.
@@ -85,16 +80,17 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
         raise TeacherError("teacher and student are the same object; pass a copy (copy.deepcopy) as teacher")
     ours, theirs = getattr(student, "config", None), getattr(teacher, "config", None)
     if ours is None or theirs is None:
-        return
-    if _has_vocabulary_head(student) and _has_vocabulary_head(teacher):
+        return None
+    if not _has_vocabulary_head(student):
+        return _label_order(dict(ours.id2label), dict(theirs.id2label))
+    if _has_vocabulary_head(teacher):
         sizes = ours.get_text_config().vocab_size, theirs.get_text_config().vocab_size
         if abs(sizes[0] - sizes[1]) > _LARGEST_VOCABULARY_PADDING * max(sizes):
             raise TeacherError(
                 f"the student's vocabulary has {sizes[0]} entries, the teacher's {sizes[1]}: that is more than "
                 "padding, so their tokenizers differ; take a teacher with the student's tokenizer"
             )
-    elif not _has_vocabulary_head(student):
-        _check_labels(dict(ours.id2label), dict(theirs.id2label))
+    return None
 
 
 def _has_vocabulary_head(model: nn.Module) -> bool:
@@ -102,7 +98,7 @@ def _has_vocabulary_head(model: nn.Module) -> bool:
     return get is not None and get() is not None
 
 
-def _check_labels(ours: dict[int, str], theirs: dict[int, str]) -> None:
+def _label_order(ours: dict[int, str], theirs: dict[int, str]) -> torch.Tensor | None:
     if len(ours) != len(theirs):
         raise TeacherError(
             f"the student has {len(ours)} labels {_some(ours)}, the teacher {len(theirs)} {_some(theirs)}; "
@@ -110,13 +106,15 @@ def _check_labels(ours: dict[int, str], theirs: dict[int, str]) -> None:
         )
     # Names that nobody chose (LABEL_0 ...) say nothing about meaning.
     chosen = [names for names in (ours, theirs) if any(n != f"LABEL_{i}" for i, n in names.items())]
-    if len(chosen) == 2 and ours != theirs:
-        same = sorted(ours.values()) == sorted(theirs.values())
+    if len(chosen) < 2 or ours == theirs:
+        return None
+    if sorted(ours.values()) != sorted(theirs.values()) or len(set(ours.values())) < len(ours):
         raise TeacherError(
-            f"the student's labels are {_some(ours)}, the teacher's {_some(theirs)}"
-            + (", the same in another order" if same else "")
-            + "; give both the same id2label"
+            f"the student's labels are {_some(ours)}, the teacher's {_some(theirs)}; take a teacher trained for the "
+            "same labels, or give both the same id2label"
         )
+    index = {name: i for i, name in theirs.items()}
+    return torch.tensor([index[ours[i]] for i in range(len(ours))])
 
 
 def _some(labels: dict[int, str]) -> str:

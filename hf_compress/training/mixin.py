@@ -153,9 +153,9 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         return mean * self._scale.share(local), outputs
 
     def _divergence(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else next(o for o in outputs if o.dim() > 1)
+        progress = self.state.global_step / max(1, self.state.max_steps)
         with self.accelerator.autocast():
-            total, count = self._objective(logits, inputs)  # type: ignore[misc]
+            total, count = self._objective(outputs, inputs, progress)  # type: ignore[misc]
         return total / max(count, 1) * self._scale.share(torch.tensor(count, device=total.device))
 
     def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:

@@ -6,20 +6,22 @@ from torch import nn
 from hf_compress.distillation.config import DistillationConfig
 from hf_compress.distillation.objective import DistillationObjective
 from hf_compress.distillation.teacher import Teacher, check_teacher, load_teacher_model
-from hf_compress.errors import TeacherError, UnsupportedError
+from hf_compress.errors import ConfigError, TeacherError
 
 
 def test_teacher_runs_without_dropout_and_without_gradients():
     model = tiny.bert(dropout=0.5).train()
     batch = {k: v[None] for k, v in tiny.sentences(1)[0].items()}
-    first, second = (Teacher(model).logits(batch) for _ in range(2))
+    first, second = (Teacher(model).outputs(batch).logits for _ in range(2))
     assert torch.equal(first, second)
     assert not first.requires_grad
 
 
 def test_inputs_that_the_teacher_does_not_know_are_left_out():
     batch = {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1]), "surplus": torch.ones(2)}
-    assert Teacher(tiny.vit()).logits(batch).shape == (2, 3)
+    found = Teacher(tiny.vit()).outputs(batch)
+    assert found.logits.shape == (2, 3)
+    assert found.loss is None
 
 
 def test_teacher_from_a_folder_has_the_class_that_its_config_names(tmp_path):
@@ -30,9 +32,28 @@ def test_teacher_from_a_folder_has_the_class_that_its_config_names(tmp_path):
 def test_teacher_with_other_labels_is_refused():
     with pytest.raises(TeacherError, match=r"student has 2 labels .*teacher 3"):
         check_teacher(tiny.bert(num_labels=3), tiny.bert())
-    names = {"id2label": {0: "no", 1: "yes"}}, {"id2label": {0: "yes", 1: "no"}}
-    with pytest.raises(TeacherError, match="the same in another order"):
+    names = {"id2label": {0: "no", 1: "yes"}}, {"id2label": {0: "no", 1: "maybe"}}
+    with pytest.raises(TeacherError, match=r"labels are \(no, maybe\), the teacher's \(no, yes\)"):
         check_teacher(tiny.bert(**names[0]), tiny.bert(**names[1]))
+
+
+def test_labels_in_another_order_are_matched_by_name():
+    ours, theirs = {0: "bad", 1: "so so", 2: "good"}, {0: "good", 1: "bad", 2: "so so"}
+    student, teacher = tiny.bert(id2label=ours), tiny.bert(1, id2label=theirs)
+    batch = {k: v[None] for k, v in tiny.sentences(1)[0].items()}
+    sorted_teacher = tiny.bert(1, id2label=ours)
+    with torch.no_grad():
+        for parameter, other in zip(
+            sorted_teacher.classifier.parameters(), teacher.classifier.parameters(), strict=True
+        ):
+            parameter.copy_(other[[1, 2, 0]])
+    found, expected = (
+        DistillationObjective(DistillationConfig(), Teacher(t), student)(student(**batch), batch)[0]
+        for t in (teacher, sorted_teacher)
+    )
+    torch.testing.assert_close(found, expected)
+    assert found > 1e-6
+    assert check_teacher(tiny.bert(), tiny.bert(1)) is None
 
 
 def test_teacher_with_another_vocabulary_is_refused_but_padding_is_not():
@@ -47,17 +68,27 @@ def test_the_student_itself_is_refused():
         check_teacher(model, model)
 
 
-@pytest.mark.parametrize("changes", [{"problem_type": "multi_label_classification"}, {"num_labels": 1}])
-def test_tasks_without_a_softmax_are_refused(changes):
-    student = tiny.bert(**changes)
-    with pytest.raises(UnsupportedError, match="softmax"):
-        DistillationObjective(DistillationConfig(), Teacher(tiny.bert(1, **changes)), student)
-
-
 def test_a_teacher_without_a_head_is_refused():
     class Bare(nn.Module):
         def forward(self, input_ids):
             return {"last_hidden_state": input_ids}
 
-    with pytest.raises(TeacherError, match="returned no logits"):
-        Teacher(Bare()).logits({"input_ids": torch.ones(1, 2)})
+    batch = {k: v[None] for k, v in tiny.sentences(1)[0].items()}
+    student = tiny.bert()
+    with pytest.raises(TeacherError, match="the teacher returned no logits"):
+        DistillationObjective(DistillationConfig(), Teacher(Bare()), student)(student(**batch), batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "kl"}, "unknown divergence 'kl'.*there are: forward_kl"),
+        ({"divergence": "jsd", "divergence_options": {"bet": 0.5}}, "no option 'bet' .did you mean 'beta'"),
+        ({"divergence": "jsd", "divergence_options": {"beta": 2}}, "must lie in 0-1, found 2"),
+        ({"divergence_options": {"beta": 0.5}}, "it has none"),
+        ({"divergence": "taid", "divergence_options": {"progress": 0.5}}, "no option 'progress'"),
+    ],
+)
+def test_unknown_divergences_and_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DistillationObjective(DistillationConfig(**options), Teacher(tiny.bert(1)), tiny.bert())

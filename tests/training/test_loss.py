@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import BertForQuestionAnswering, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_compress import (
     CompressionConfig,
@@ -16,7 +16,6 @@ from hf_compress import (
     DistillationTrainer,
     PruningConfig,
 )
-from hf_compress.errors import UnsupportedError
 
 CASES = {
     "sentences": (tiny.bert, tiny.sentences),
@@ -143,10 +142,103 @@ def test_evaluation_reports_the_task_loss_alone(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
 
 
-def test_float_labels_are_refused_when_they_appear(tmp_path):
-    rows = [{**row, "labels": torch.tensor([0.0, 1.0])} for row in tiny.sentences()]
-    with pytest.raises(UnsupportedError, match="floating-point"):
-        trainer_of(tiny.bert, rows, tmp_path).train()
+def many_labels(count=64):
+    return [{**row, "labels": torch.tensor([i % 2, i % 3 == 0, 1.0])} for i, row in enumerate(tiny.sentences(count))]
+
+
+def numbers(count=64):
+    return [{**row, "labels": torch.tensor(i / count)} for i, row in enumerate(tiny.sentences(count))]
+
+
+def questions(count=64):
+    """Some answers lie outside the text, which means that there is none, and texts have different lengths."""
+    rows = []
+    for i, row in enumerate(tiny.sentences(count)):
+        start = i % 7 if i % 5 else 8
+        mask = (torch.arange(8) < 8 - i % 3).long()
+        row = {k: v for k, v in row.items() if k != "labels"} | {"attention_mask": mask}
+        rows.append({**row, "start_positions": torch.tensor(start), "end_positions": torch.tensor(min(start + 1, 8))})
+    return rows
+
+
+def bernoulli(s, t, temperature):
+    p, q = (t / temperature).sigmoid(), (s / temperature).sigmoid()
+    return temperature**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+
+
+def naive_many(student, teacher, batch, temperature):
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    task = divergence = 0.0
+    for s, t, labels in zip(student(**inputs).logits, teacher(**inputs).logits, batch["labels"], strict=True):
+        divergence += sum(bernoulli(a, b, temperature) for a, b in zip(s, t, strict=True)) / len(s)
+        task -= sum(y * a.sigmoid().log() + (1 - y) * (-a).sigmoid().log() for a, y in zip(s, labels, strict=True)) / 3
+    return task / len(batch["labels"]), divergence / len(batch["labels"])
+
+
+def naive_numbers(student, teacher, batch, temperature):
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    s, t = student(**inputs).logits[:, 0], teacher(**inputs).logits[:, 0]
+    count = len(s)
+    task = sum((a - y) ** 2 for a, y in zip(s, batch["labels"], strict=True)) / count
+    return task, sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / count
+
+
+def naive_spans(student, teacher, batch, temperature):
+    inputs = {k: v for k, v in batch.items() if "positions" not in k}
+    ours, theirs = student(**inputs), teacher(**inputs)
+    task = divergence = 0.0
+    rows = [i for i, start in enumerate(batch["start_positions"]) if start < 8]
+    for i, name in ((i, name) for i in rows for name in ("start", "end")):
+        label = batch[f"{name}_positions"][i]
+        s, t = ours[f"{name}_logits"][i], theirs[f"{name}_logits"][i]
+        if label < 8:
+            ends = [j for j in rows if batch[f"{name}_positions"][j] < 8]
+            task = task + F.cross_entropy(s, label) / 2 / len(ends)
+        there = batch["attention_mask"][i].bool()
+        p, q = (t[there] / temperature).softmax(-1), (s[there] / temperature).softmax(-1)
+        divergence = divergence + temperature**2 * (p * (p / q).log()).sum() / 2 / len(rows)
+    return task, divergence
+
+
+def bert_questions(seed=0):
+    return BertForQuestionAnswering(tiny.bert(seed).config) if torch.manual_seed(seed) else None
+
+
+OTHERS = {
+    "many labels": (lambda seed=0: tiny.bert(seed, num_labels=3), many_labels, naive_many),
+    "numbers": (lambda seed=0: tiny.bert(seed, num_labels=1), numbers, naive_numbers),
+    "spans": (bert_questions, questions, naive_spans),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_multi_label_regression_and_questions_equal_hand_computed_losses(tmp_path, case):
+    make, data, naive = OTHERS[case]
+    trainer = trainer_of(make, data(), tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    twin = copy.deepcopy(trainer.model).train()
+    task, divergence = naive(twin, make(1).eval(), batch, 3.0)
+    (0.3 * task + 0.9 * divergence).backward()
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    torch.testing.assert_close(loss, 0.3 * task + 0.9 * divergence)
+    for one, other in zip(trainer.model.parameters(), twin.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_they_too_give_the_same_gradient_for_8_and_4_times_2(tmp_path, case):
+    make, data, _ = OTHERS[case]
+    norms = []
+    for size, steps in ((8, 1), (2, 4)):
+        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "optim": "sgd"}
+        trainer = trainer_of(make, data(), tmp_path, **arguments)
+        trainer.train()
+        norms.append([(e["grad_norm"], e["loss"]) for e in trainer.state.log_history if "grad_norm" in e])
+    for one, other in zip(*norms, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_own_loss_function_and_label_smoothing_keep_working(tmp_path):
