@@ -13,7 +13,10 @@ from hf_compress.options import Options
 
 @dataclass(frozen=True)
 class DistillationConfig(Options):
-    """loss = task_weight x task loss + logit_weight x T^2 x divergence(teacher / T, student / T)."""
+    """loss = task_weight x task loss + logit_weight x T^2 x divergence(teacher / T, student / T) + layer terms.
+
+    The layer terms (`hidden_weight`, `attention_weight`, `relation_weight`, `gram_weight`) compare mapped layers.
+    """
 
     temperature: float = field(default=2.0, metadata={"help": "softmax temperature T of both models, above 0"})
     task_weight: float = field(default=0.5, metadata={"help": "weight of the loss on the labels, at least 0"})
@@ -29,12 +32,45 @@ class DistillationConfig(Options):
         default_factory=dict, metadata={"help": "options of the divergence by name, such as beta of jsd, each 0-1"}
     )
 
+    hidden_weight: float = field(default=0.0, metadata={"help": "weight of the loss on hidden states, at least 0"})
+    hidden_loss: str = field(
+        default="mse",
+        metadata={"help": "mse (over the teacher's mean square) or cosine; learnt projections if widths differ"},
+    )
+    attention_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the KL between attention maps, at least 0; needs slow eager attention"},
+    )
+    relation_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of MiniLMv2's query, key and value relations, at least 0; for any two widths"},
+    )
+    relation_heads: int = field(
+        default=0, metadata={"help": "relation heads; 0: as many as divide both widths into pieces of 16 or more"}
+    )
+    gram_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the difference of cosines between tokens, at least 0; for any two widths"},
+    )
+    layer_map: str | tuple[str, ...] = field(
+        default="uniform",
+        metadata={
+            "help": "which layers are compared: uniform, last, or pairs "
+            "'student:teacher' counted from 1 (0: embeddings)"
+        },
+    )
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""
         if not self.temperature > 0:
             yield f"temperature must be above 0, found {self.temperature}"
-        for name in ("task_weight", "logit_weight"):
+        terms = ("logit_weight", "hidden_weight", "attention_weight", "relation_weight", "gram_weight")
+        for name in ("task_weight", *terms):
             if getattr(self, name) < 0:
                 yield f"{name} must be at least 0, found {getattr(self, name)}"
-        if self.logit_weight == 0:
-            yield "logit_weight is 0, so the teacher would do nothing; give it a positive weight"
+        if not any(getattr(self, name) > 0 for name in terms):
+            yield f"the teacher would do nothing: give one of {', '.join(terms)} a positive value"
+        if self.hidden_loss not in ("mse", "cosine"):
+            yield f"hidden_loss must be 'mse' or 'cosine', found {self.hidden_loss!r}"
+        if self.relation_heads < 0:
+            yield f"relation_heads must be at least 0, found {self.relation_heads}"

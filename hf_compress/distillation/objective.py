@@ -1,31 +1,62 @@
-"""`DistillationObjective`: the teacher's part of the loss for one batch, as a sum and a count.
+"""`DistillationObjective`: the teacher's terms of the loss for one batch, each as a sum and a count.
 
 Level: state.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_compress.distillation.alignment import alignment_of, outputs_of
+from hf_compress.distillation.alignment import alignment_of, outputs_of, plain_model
+from hf_compress.distillation.capture import seen_in, use_eager_attention, watched_attention
 from hf_compress.distillation.config import DistillationConfig
+from hf_compress.distillation.knowledge import IntermediateKnowledge
 from hf_compress.distillation.losses import DIVERGENCES, Divergence
-from hf_compress.distillation.reduce import ROWS, SPANS, divergence_term, span_logits, valid_positions
+from hf_compress.distillation.reduce import (
+    PREDICTIONS,
+    ROWS,
+    SPANS,
+    divergence_term,
+    span_logits,
+    valid_positions,
+)
 from hf_compress.distillation.teacher import Teacher, check_teacher
 from hf_compress.errors import ConfigError, TeacherError, did_you_mean
 
+logger = logging.getLogger(__name__)
 
-class DistillationObjective:
-    """Compares a student's outputs with a teacher's.
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss.
 
     Args:
-        config: temperature, weights, divergence.
+        weight: in the loss.
+        total: sum over what counts in the batch, 0-D.
+        count: how many these are.
+        counted: what is counted; see `reduce`.
+    """
+
+    weight: float
+    total: torch.Tensor
+    count: Any
+    counted: str = PREDICTIONS
+
+
+class DistillationObjective:
+    """Compares a student's outputs and layers with a teacher's.
+
+    Args:
+        config: temperature, weights, divergence, layer map.
         teacher: a frozen model.
         student: the model in training, to check that both fit and to find which positions count.
 
@@ -37,35 +68,73 @@ class DistillationObjective:
     def __init__(self, config: DistillationConfig, teacher: Teacher, student: nn.Module) -> None:
         self.config = config
         self.teacher = teacher
-        self.student = student
+        self.student = plain_model(student)
         self.alignment = alignment_of(student)
-        self._order = check_teacher(teacher.model, student)
+        self._order = check_teacher(teacher.model, student) if config.logit_weight > 0 else None
         self._divergence, self._follows_progress = make_divergence(config)
+        weights = (config.hidden_weight, config.attention_weight, config.relation_weight, config.gram_weight)
+        self.knowledge = IntermediateKnowledge(config, self.student, teacher.model) if any(weights) else None
+        if config.attention_weight > 0:
+            changed = [m for m in (self.student, teacher.model) if use_eager_attention(m)]
+            if changed:
+                logger.warning(
+                    "attention_weight needs attention maps, which only eager attention returns; it is slower and "
+                    "holds maps of batch x heads x length x length for every layer"
+                )
 
-    def __call__(self, outputs: Any, inputs: Mapping[str, Any], progress: float = 1.0) -> tuple[torch.Tensor, int]:
-        """Return T^2 x divergence summed over the positions that count, and their number.
+    def asks(self) -> dict[str, bool]:
+        """Return what the forward call of the student must be given beside its inputs."""
+        return self.knowledge.wanted.inputs() if self.knowledge is not None else {}
+
+    def watching(self, model: nn.Module | None = None) -> Any:
+        """Return the context in which the student, or `model`, must run; its value goes into the call below."""
+        if self.knowledge is None or not self.knowledge.wanted.relations:
+            return contextlib.nullcontext({})
+        return watched_attention(self.student if model is None else model)
+
+    def __call__(
+        self, outputs: Any, inputs: Mapping[str, Any], seen: Mapping[str, Any] | None = None, progress: float = 1.0
+    ) -> dict[str, Term]:
+        """Return the teacher's terms by name.
 
         Args:
             outputs: of the student: a mapping or a tuple, with logits (batch, classes) or (batch, length, classes), or
                 `start_logits` and `end_logits` (batch, length).
             inputs: the batch, with or without labels.
+            seen: what the context gave.
             progress: how much of training is done, 0-1.
 
         Raises:
-            TeacherError: if the teacher's logits are missing or have another shape.
+            TeacherError: if the teacher's logits are missing or have another shape, or layers cannot be compared.
         """
-        divergence = (
-            functools.partial(self._divergence, progress=progress) if self._follows_progress else self._divergence
-        )
-        expected = self.teacher.outputs(inputs)
-        positions = valid_positions({k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}, self.alignment)
+        batch = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        with self.watching(self.teacher.model) as theirs:
+            expected = self.teacher.outputs(inputs, self.asks())
+        terms: dict[str, Term] = {}
+        if self.config.logit_weight > 0:
+            total, count = self._logit_term(outputs, expected, batch, progress)
+            terms["distillation_loss"] = Term(self.config.logit_weight, total, count)
+        if self.knowledge is not None:
+            found = self.knowledge(seen_in(outputs, seen or {}), seen_in(expected, theirs), batch)
+            for name, (total, count, counted) in found.items():
+                weight = getattr(self.config, name.split("_")[0] + "_weight")
+                terms[name] = Term(weight, total, count, counted)
+        return terms
+
+    def _logit_term(
+        self, outputs: Any, expected: Any, inputs: Mapping[str, torch.Tensor], progress: float
+    ) -> tuple[torch.Tensor, int]:
+        divergence = self._divergence
+        if self._follows_progress:
+            divergence = functools.partial(divergence, progress=progress)
+        positions = valid_positions(inputs, self.alignment)
         if self.alignment == SPANS:
             return self._spans(outputs, expected, inputs, positions, divergence)
         student_logits, teacher_logits = logits_of(outputs), logits_of(expected)
         if teacher_logits is None or student_logits is None:
             raise TeacherError(
                 f"the {'teacher' if teacher_logits is None else 'student'} returned no logits; load it with the head "
-                "of the task (an AutoModelFor... class)"
+                "of the task (an AutoModelFor... class), or set logit_weight=0"
             )
         if self._order is not None:
             teacher_logits = teacher_logits[..., self._order.to(teacher_logits.device)]

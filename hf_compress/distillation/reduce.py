@@ -17,6 +17,8 @@ IGNORED = -100
 ROWS, TOKENS, CAUSAL, SPANS = "rows", "tokens", "causal", "spans"
 # One of several classes, any number of them, plain numbers.
 SOFTMAX, SIGMOID, NUMBERS = "softmax", "sigmoid", "numbers"
+# What a sum is divided by: predictions, tokens of the encoder or the only stack, of the decoder, whole samples.
+PREDICTIONS, STATES, DECODER_STATES, WHOLE_ROWS = "predictions", "states", "decoder_states", "rows"
 # Far below any logit and finite, so that what is impossible for both has no weight and gives no NaN.
 _IMPOSSIBLE = -1e4
 
@@ -95,3 +97,39 @@ def divergence_term(
 def span_logits(logits: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Return the logits (batch, length) of a start or an end with padding made impossible."""
     return logits if attention_mask is None else logits.masked_fill(~attention_mask.bool(), _IMPOSSIBLE)
+
+
+def token_mask(batch: Mapping[str, torch.Tensor], stack: str, length: int) -> tuple[torch.Tensor, str]:
+    """Mark the tokens whose inner states count, and say what is counted.
+
+    Args:
+        batch: model inputs.
+        stack: "decoder" of a model with two stacks; "encoder" or "" otherwise.
+        length: of the states.
+
+    Returns:
+        Bool (batch, length), and the name of the count, as in `count_tokens`.
+    """
+    mask = _tokens(batch, stack)
+    if mask is not None and mask.shape[1] == length:
+        return mask, DECODER_STATES if stack == "decoder" else STATES
+    main = next(iter(batch.values()))
+    return torch.ones(len(main), length, dtype=torch.bool, device=main.device), WHOLE_ROWS
+
+
+def count_tokens(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return how many tokens and samples of a batch have inner states that count, by name, each 0-D."""
+    main = next(iter(batch.values()))
+    rows = torch.tensor(len(main), device=main.device)
+    masks = {STATES: _tokens(batch, ""), DECODER_STATES: _tokens(batch, "decoder")}
+    return {WHOLE_ROWS: rows} | {name: rows if mask is None else mask.sum() for name, mask in masks.items()}
+
+
+def _tokens(batch: Mapping[str, torch.Tensor], stack: str) -> torch.Tensor | None:
+    if stack != "decoder":
+        mask = batch.get("attention_mask")
+        return mask.bool() if mask is not None and mask.dim() == 2 else None
+    if batch.get("decoder_attention_mask") is not None:
+        return batch["decoder_attention_mask"].bool()
+    labels = batch.get("labels")
+    return labels != IGNORED if labels is not None and labels.dim() == 2 else None

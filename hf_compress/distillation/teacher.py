@@ -36,15 +36,20 @@ class Teacher:
         self._needs_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     @torch.no_grad()
-    def outputs(self, inputs: Mapping[str, Any]) -> Any:
-        """Return the outputs for a batch of the student's inputs; what the teacher does not know is left out."""
+    def outputs(self, inputs: Mapping[str, Any], asks: Mapping[str, Any] | None = None) -> Any:
+        """Return the outputs for a batch of the student's inputs; what the teacher does not know is left out.
+
+        Args:
+            inputs: the batch.
+            asks: more arguments of the forward call, such as `output_hidden_states`.
+        """
         # Encoder-decoders make their decoder inputs from the labels; nobody else needs labels.
         keep_labels = self._needs_labels and inputs.get("decoder_input_ids") is None
         unwanted = _LABELS - ({"labels"} if keep_labels else set())
         chosen = {k: v for k, v in inputs.items() if k in self._accepts and k not in unwanted}
         # A teacher that the student's training touched (a shared module) could have been put into training mode.
         self.model.eval()
-        return self.model(**chosen)
+        return self.model(**chosen, **(asks or {}))
 
 
 def load_teacher_model(source: str | Path) -> nn.Module:

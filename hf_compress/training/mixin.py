@@ -6,6 +6,7 @@ Level: glue. With `compression=None` every method hands over to the Trainer belo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from transformers import Trainer
 
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
-from hf_compress.distillation.objective import DistillationObjective
+from hf_compress.distillation.objective import DistillationObjective, Term
 from hf_compress.distillation.teacher import Teacher, load_teacher_model
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding
 from hf_compress.pruning.checkpoint import save_pruning_state
@@ -125,14 +126,16 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         has_task = any(name in inputs for name in self.label_names) or self._objective is None
         # Some Trainers (TRL's) make outputs by another forward pass, so they are asked for only where needed.
         wants_outputs = return_outputs or self._objective is not None
-        task, outputs = self._task_loss(model, dict(inputs), num_items_in_batch, has_task, wants_outputs)
+        asked = {**inputs, **(self._objective.asks() if self._objective is not None else {})}
+        with self._objective.watching() if self._objective is not None else nullcontext() as seen:
+            task, outputs = self._task_loss(model, asked, num_items_in_batch, has_task, wants_outputs)
         if self._objective is None:
             loss = task
         else:
             config = self._objective.config
-            loss = config.logit_weight * self._logged("distillation_loss", self._divergence(outputs, inputs))
-            if has_task:
-                loss = loss + config.task_weight * self._logged("task_loss", task)
+            loss = self._logged("task_loss", task) * config.task_weight if has_task else task.sum() * 0
+            for name, term in self._teacher_terms(outputs, seen, inputs).items():
+                loss = loss + term.weight * self._logged(name, self._scale.part(term.total, term.count, term.counted))
         loss = self._undo_division(loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -150,13 +153,12 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             return loss.mean(), outputs
         # A micro-batch without any label has the mean NaN and no gradient.
         mean = torch.where(local > 0, loss.mean(), torch.zeros_like(loss.mean()))
-        return mean * self._scale.share(local), outputs
+        return self._scale.part(mean * local, local), outputs
 
-    def _divergence(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    def _teacher_terms(self, outputs: Any, seen: Any, inputs: Mapping[str, Any]) -> dict[str, Term]:
         progress = self.state.global_step / max(1, self.state.max_steps)
         with self.accelerator.autocast():
-            total, count = self._objective(outputs, inputs, progress)  # type: ignore[misc]
-        return total / max(count, 1) * self._scale.share(torch.tensor(count, device=total.device))
+            return self._objective(outputs, inputs, seen, progress)  # type: ignore[misc]
 
     def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self._terms[name] = self._terms.get(name, 0) + value.detach()

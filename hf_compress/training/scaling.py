@@ -10,23 +10,23 @@ from typing import Any
 
 import torch
 
-from hf_compress.distillation.reduce import valid_positions
+from hf_compress.distillation.reduce import PREDICTIONS, count_tokens, valid_positions
 
 
 class LossScale:
     """Counts what a batch's loss is divided by: samples or tokens over all its micro-batches and ranks.
 
     Args:
-        alignment: "rows", "tokens" or "causal"; see `distillation.reduce`.
+        alignment: of predictions and labels; see `distillation.reduce`.
     """
 
     def __init__(self, alignment: str) -> None:
         self.alignment = alignment
-        self._items: torch.Tensor | None = None
+        self._whole: dict[str, torch.Tensor] = {}
         self._world = 1
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return how many samples or tokens of `batch` count, 0-D."""
+        """Return how many predictions of `batch` count, 0-D."""
         tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
         return valid_positions(tensors, self.alignment).sum()
 
@@ -40,13 +40,27 @@ class LossScale:
         """
         if not batches:
             return
-        self._items = torch.stack([self.count(batch) for batch in batches]).sum().to(device)
+        counts = [self._counts(batch) for batch in batches]
+        names = list(counts[0])
+        sums = torch.stack([torch.stack([c[n].to(device) for c in counts]).sum() for n in names])
         if accelerator is not None:
-            self._items = accelerator.gather(self._items[None]).sum()
+            sums = accelerator.gather(sums[None]).sum(0)
             # Averaging gradients over ranks divides by their number once more.
             self._world = accelerator.num_processes
+        self._whole = dict(zip(names, sums, strict=True))
 
-    def share(self, local: torch.Tensor) -> torch.Tensor:
-        """Return the factor that turns the mean over `local` items into their part of the whole batch's mean."""
-        items = local if self._items is None else self._items
-        return local * self._world / items.clamp_min(1)
+    def part(self, total: torch.Tensor, count: Any, counted: str = PREDICTIONS) -> torch.Tensor:
+        """Return the part that a micro-batch's sum has in the whole batch's mean.
+
+        Args:
+            total: sum over what counts in the micro-batch, 0-D.
+            count: how many these are; the whole batch, where none was collected.
+            counted: what is counted.
+        """
+        whole = self._whole.get(counted)
+        whole = torch.as_tensor(count, device=total.device) if whole is None else whole
+        return total * self._world / whole.clamp_min(1)
+
+    def _counts(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        return {PREDICTIONS: self.count(batch), **count_tokens(tensors)}
