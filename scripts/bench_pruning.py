@@ -23,7 +23,8 @@ from hf_compress.measurement.environment import environment
 CRITERIA = {
     "magnitude, one-shot": {"schedule": "constant", "begin": 0.0, "end": 0.0},
     "magnitude": {"scope": "global"},
-    "movement": {"criterion": "movement", "scope": "global", "regrow": True},
+    # As in its paper, in each weight apart: sums of gradients of different layers do not compare.
+    "movement": {"criterion": "movement", "scope": "uniform", "regrow": True},
     "platon": {"criterion": "platon", "scope": "global", "regrow": True},
 }
 

@@ -7,6 +7,7 @@ place through which transformers' models call their attention function.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,13 +82,7 @@ def watched_attention(model: nn.Module) -> Iterator[dict[str, list[tuple[torch.T
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     kind = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
-    if kind not in ALL_ATTENTION_FUNCTIONS:
-        raise UnsupportedError(
-            f"relation_weight sees queries, keys and values where transformers calls an attention function, and "
-            f"{type(model).__name__} runs {kind!r} attention, which is called elsewhere; load it with "
-            "attn_implementation='sdpa', or use hidden_weight"
-        )
-    original = ALL_ATTENTION_FUNCTIONS[kind]
+    known = ALL_ATTENTION_FUNCTIONS.get(kind)
     has_two = bool(getattr(model.config, "is_encoder_decoder", False))
     stacks = {id(m): _stack_of(name) if has_two else "" for name, m in model.named_modules()}
     found: dict[str, list[tuple[torch.Tensor, ...]]] = {}
@@ -99,13 +94,26 @@ def watched_attention(model: nn.Module) -> Iterator[dict[str, list[tuple[torch.T
         # Cross-attention relates two texts; another model may run at the same time.
         if stack is not None and query.shape[2] == key.shape[2]:
             found.setdefault(stack, []).append(tuple(t.transpose(1, 2).flatten(2) for t in (query, key, value)))
-        return original(module, query, key, value, *a, **k)
+        return (known or _eager_of(module))(module, query, key, value, *a, **k)
 
     ALL_ATTENTION_FUNCTIONS[kind] = watching
     try:
         yield found
     finally:
-        ALL_ATTENTION_FUNCTIONS[kind] = original
+        if known is not None:
+            ALL_ATTENTION_FUNCTIONS[kind] = known
+        else:
+            del ALL_ATTENTION_FUNCTIONS[kind]
+    if not found:
+        raise UnsupportedError(
+            f"relation_weight sees queries, keys and values where transformers calls an attention function, and "
+            f"{type(model).__name__} computes attention in its own way; use hidden_weight or gram_weight"
+        )
+
+
+def _eager_of(module: nn.Module) -> Any:
+    """Return the eager attention of the file that defines `module`; transformers names it so in all of them."""
+    return sys.modules[type(module).__module__].eager_attention_forward
 
 
 def use_eager_attention(model: nn.Module) -> bool:

@@ -54,7 +54,7 @@ class IntermediateKnowledge:
         if config.hidden_weight > 0 and widths[0] != widths[1]:
             for stack, pairs in self.pairs.items():
                 for ours, _ in pairs:
-                    self.projections[f"{stack}{ours}"] = nn.Linear(widths[0], widths[1], bias=False)
+                    self.projections[f"{stack}{ours}"] = _projection(widths[0], widths[1])
 
     def __call__(self, student: Seen, teacher: Seen, batch: Mapping[str, Any]) -> dict[str, tuple[Any, Any, str]]:
         """Return (sum, count, what is counted) of each term, summed over the mapped layers and averaged over them.
@@ -133,6 +133,13 @@ def relation_heads(student_width: int, teacher_width: int) -> int:
     shared = math.gcd(student_width, teacher_width)
     narrow = min(student_width, teacher_width)
     return max(h for h in range(1, shared + 1) if shared % h == 0 and (h == 1 or narrow // h >= 16))
+
+
+def _projection(student_width: int, teacher_width: int) -> nn.Linear:
+    # The same on all processes, and without moving the random numbers of the run.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Linear(student_width, teacher_width, bias=False)
 
 
 def _pairs(config: DistillationConfig, student_layers: int, teacher_layers: int) -> Pairs:

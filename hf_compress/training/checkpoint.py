@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import CheckpointError
-from hf_compress.pruning.checkpoint import STATE_FILE
 
 
 def last_complete_checkpoint(output_dir: str | Path, **needs: Any) -> Path | None:
@@ -40,7 +39,7 @@ def require_complete(folder: str | Path, **needs: Any) -> Path:
 
 
 def checkpoint_faults(
-    folder: Path, *, world_size: int = 1, optimizer: bool = True, pruning: bool = False
+    folder: Path, *, world_size: int = 1, optimizer: bool = True, files: Sequence[str] = ()
 ) -> Iterator[str]:
     """Yield what is missing or cut off in a checkpoint.
 
@@ -48,7 +47,7 @@ def checkpoint_faults(
         folder: the checkpoint.
         world_size: number of processes that each must have saved their RNG state.
         optimizer: whether optimizer, scheduler and RNG state must be there (not with save_only_model).
-        pruning: whether masks must be there.
+        files: more files that must be there, such as the masks.
     """
     if not folder.is_dir():
         yield "there is no such folder"
@@ -64,12 +63,13 @@ def checkpoint_faults(
             # torch.save writes the archive's directory last, so a cut-off file is no zip file.
             if not zipfile.is_zipfile(folder / name):
                 yield f"{name} is missing or cut off"
-    if pruning and not (folder / STATE_FILE).is_file():
-        yield f"{STATE_FILE} is missing"
+    for name in files:
+        if not _is_whole_safetensors(folder / name):
+            yield f"{name} is missing or cut off"
 
 
 def _weight_faults(folder: Path) -> Iterator[str]:
-    names = {p.name for p in folder.glob("*.safetensors")} - {STATE_FILE}
+    names = {p.name for p in folder.glob("*.safetensors") if not p.name.endswith("_state.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
         try:
             names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

@@ -5,8 +5,7 @@ Level: glue. With `compression=None` every method hands over to the Trainer belo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,18 @@ from transformers import Trainer
 
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
-from hf_compress.distillation.objective import DistillationObjective, Term
+from hf_compress.distillation.objective import DistillationObjective
 from hf_compress.distillation.teacher import Teacher, load_teacher_model
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding
+from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
+from hf_compress.training.loss import CompressionLoss
+from hf_compress.training.projections import STATE_FILE as PROJECTIONS
+from hf_compress.training.projections import ProjectionCallback, projection_callback
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
-from hf_compress.training.scaling import LossScale
 from hf_compress.training.setup import check_arguments, keep_training_state_home, refuse_empty
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
@@ -59,6 +61,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self.pruner: Pruner | None = None
         self._objective: DistillationObjective | None = None
         self._pruning_callback: PruningCallback | None = None
+        self._projections: ProjectionCallback | None = None
         super().__init__(*args, **kwargs)
         if compression is None:
             return
@@ -74,14 +77,22 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             loaded = teacher if isinstance(teacher, nn.Module) else load_teacher_model(teacher)
             placed = Teacher(loaded, self.args.device)
             self._objective = DistillationObjective(compression.distillation, placed, self.model)
-        self._scale = LossScale(alignment_of(self.model))
-        self._terms: dict[str, torch.Tensor] = {}
-        self._terms_since = 0
+            if self._objective.knowledge is not None and self._objective.knowledge.projections:
+                self._projections = projection_callback(self, self._objective.knowledge.projections, self._restore)
+                self.add_callback(self._projections)
+        self._loss = CompressionLoss(self, self._objective, alignment_of(self.model))
         if self._changes_loss:
             # compute_loss below divides by the items of the whole accumulated batch itself.
             self.loss_is_scaled_for_ga = True
         self._start_record = start_record(self)
         keep_training_state_home(self)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the Trainer's optimizer; projections between widths are trained by it too."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._projections is not None:
+            self._projections.add_to(optimizer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Make the scheduler of `TrainingArguments`, or the saw-tooth that `PruningConfig.lr_rewind` asks for."""
@@ -105,7 +116,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._changes_loss:
             over_ranks = self.args.average_tokens_across_devices and self.args.world_size > 1
-            self._scale.collect(batches, device, self.accelerator if over_ranks else None)
+            self._loss.scale.collect(batches, device, self.accelerator if over_ranks else None)
         return batches, num_items
 
     def compute_loss(
@@ -123,75 +134,18 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         """
         if not self._changes_loss or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        has_task = any(name in inputs for name in self.label_names) or self._objective is None
-        # Some Trainers (TRL's) make outputs by another forward pass, so they are asked for only where needed.
-        wants_outputs = return_outputs or self._objective is not None
-        asked = {**inputs, **(self._objective.asks() if self._objective is not None else {})}
-        with self._objective.watching() if self._objective is not None else nullcontext() as seen:
-            task, outputs = self._task_loss(model, asked, num_items_in_batch, has_task, wants_outputs)
-        if self._objective is None:
-            loss = task
-        else:
-            config = self._objective.config
-            loss = self._logged("task_loss", task) * config.task_weight if has_task else task.sum() * 0
-            for name, term in self._teacher_terms(outputs, seen, inputs).items():
-                loss = loss + term.weight * self._logged(name, self._scale.part(term.total, term.count, term.counted))
-        loss = self._undo_division(loss, num_items_in_batch)
+        loss, outputs = self._loss(super().compute_loss, model, dict(inputs), num_items_in_batch, return_outputs)
         return (loss, outputs) if return_outputs else loss
-
-    def _task_loss(
-        self, model: nn.Module, inputs: dict[str, Any], num_items: Any, has_task: bool, wants_outputs: bool
-    ) -> tuple[torch.Tensor, Any]:
-        if not has_task:
-            return torch.zeros(()), model(**inputs)
-        local = self._scale.count(inputs)
-        has_own = self.compute_loss_func is not None
-        # Without num_items_in_batch every model returns the mean over its labels; many (BERT among them) ignore it.
-        found = super().compute_loss(model, inputs, wants_outputs, num_items if has_own else None)
-        loss, outputs = found if wants_outputs else (found, None)
-        if has_own:
-            return loss.mean(), outputs
-        # A micro-batch without any label has the mean NaN and no gradient.
-        mean = torch.where(local > 0, loss.mean(), torch.zeros_like(loss.mean()))
-        return self._scale.part(mean * local, local), outputs
-
-    def _teacher_terms(self, outputs: Any, seen: Any, inputs: Mapping[str, Any]) -> dict[str, Term]:
-        progress = self.state.global_step / max(1, self.state.max_steps)
-        with self.accelerator.autocast():
-            return self._objective(outputs, inputs, seen, progress)  # type: ignore[misc]
-
-    def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        self._terms[name] = self._terms.get(name, 0) + value.detach()
-        return value
-
-    def _undo_division(self, loss: torch.Tensor, num_items: Any) -> torch.Tensor:
-        """Cancel the division by accumulation steps in transformers before 5.23, which has no switch for it."""
-        if hasattr(Trainer, "loss_is_scaled_for_ga"):
-            return loss
-        is_divided = (not self.model_accepts_loss_kwargs or num_items is None) and self.compute_loss_func is None
-        # Outside train() nothing divides, and the Trainer has not set the number yet.
-        return loss * getattr(self, "current_gradient_accumulation_steps", 1) if is_divided else loss
 
     # ---- Log ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the terms of the loss, the sparsity and the schedule added to each training log."""
         if self.compression is not None and "loss" in logs:
-            logs.update(self._drain_terms())
+            logs.update(self._loss.drain())
             if self._pruning_callback is not None:
                 logs.update(self._pruning_callback.logs(self.state.global_step))
         super().log(logs, start_time)
-
-    def _drain_terms(self) -> dict[str, float]:
-        steps = max(1, self.state.global_step - self._terms_since)
-        names, values = list(self._terms), list(self._terms.values())
-        self._terms, self._terms_since = {}, self.state.global_step
-        if not names:
-            return {}
-        stacked = torch.stack([v.float() for v in values]) / steps
-        if self.args.world_size > 1:
-            stacked = self.accelerator.reduce(stacked, "mean")
-        return dict(zip(names, stacked.tolist(), strict=True))
 
     # ---- Checkpoints ----
 
@@ -209,7 +163,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         needs: dict[str, Any] = {
             "world_size": self.args.world_size,
             "optimizer": not self.args.save_only_model and not self.args.fsdp and not self.args.deepspeed,
-            "pruning": self.pruner is not None,
+            "files": [*([PRUNING_STATE] if self.pruner else []), *([PROJECTIONS] if self._projections else [])],
         }
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(self.args.output_dir, **needs)
@@ -231,14 +185,16 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         if self.compression is None:
             return
         folder = Path(output_dir or self.args.output_dir)
-        if self.pruner is not None:
-            if folder.name == f"checkpoint-{self.state.global_step}":
-                # Before trainer_state.json, which the Trainer writes last. Resuming checks masks against weights.
-                save_pruning_state(self.pruner, folder, write=self.args.should_save)
-            else:
-                check_saved_zeros(
-                    self.pruner, self.accelerator.unwrap_model(self.model), folder, self.args.should_save
-                )
+        # The states go in before trainer_state.json, which the Trainer writes last.
+        is_checkpoint = folder.name == f"checkpoint-{self.state.global_step}"
+        if self._projections is not None and is_checkpoint and self.args.should_save:
+            self._projections.save(folder)
+        if self.pruner is not None and is_checkpoint:
+            # Resuming checks masks against weights.
+            save_pruning_state(self.pruner, folder, write=self.args.should_save)
+        elif self.pruner is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            check_saved_zeros(self.pruner, model, folder, self.args.should_save)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

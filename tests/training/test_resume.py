@@ -48,7 +48,7 @@ def uninterrupted(tmp_path_factory):
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, model, trigger, resumes_at):
     assert run(tmp_path, trigger, model).returncode == -signal.SIGKILL
-    assert last_complete_checkpoint(tmp_path, pruning=True).name == resumes_at
+    assert last_complete_checkpoint(tmp_path, files=["pruning_state.safetensors"]).name == resumes_at
     again = run(tmp_path, "resume", model)
     assert again.returncode == 0, again.stderr[-2000:]
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted[model] / "model.safetensors").read_bytes()
@@ -123,7 +123,7 @@ def test_a_checkpoint_with_a_broken_file_is_passed_over_and_refused_by_name(trai
     folder = Path(trained.args.output_dir)
     broken = folder / "checkpoint-8" / name
     broken.unlink() if content is None else broken.write_bytes(content)
-    assert last_complete_checkpoint(folder, pruning=True).name == "checkpoint-4"
+    assert last_complete_checkpoint(folder, files=["pruning_state.safetensors"]).name == "checkpoint-4"
     with pytest.raises(CheckpointError, match=f"{name} is missing.*resume from checkpoint-4"):
         trained.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
 

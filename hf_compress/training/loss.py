@@ -1,0 +1,112 @@
+"""The loss of a Trainer that compresses: the task's and the teacher's terms, scaled, added and remembered for the log.
+
+Level: glue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from hf_compress.distillation.objective import DistillationObjective
+from hf_compress.training.scaling import LossScale
+
+# Trainer.compute_loss of the class below: (model, inputs, return_outputs, num_items_in_batch).
+TaskLoss = Callable[..., Any]
+
+
+class CompressionLoss:
+    """Adds the teacher's terms to the loss of `trainer`, normalised over the whole accumulated batch.
+
+    Args:
+        trainer: whose loss it is.
+        objective: the teacher's terms; None if the loss is only normalised.
+        alignment: of predictions and labels of the model; see `distillation.reduce`.
+    """
+
+    def __init__(self, trainer: Any, objective: DistillationObjective | None, alignment: str) -> None:
+        self.trainer = trainer
+        self.objective = objective
+        self.scale = LossScale(alignment)
+        self._terms: dict[str, torch.Tensor] = {}
+        self._steps: set[int] = set()
+
+    def __call__(
+        self,
+        task_loss: TaskLoss,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items: Any = None,
+        wants_outputs: bool = False,
+    ) -> Any:
+        """Return the loss of a micro-batch and the outputs of the model, None if nobody has asked for them."""
+        # Some Trainers (TRL's) make outputs by another forward pass, so they are asked for only where needed.
+        wants_outputs = wants_outputs or self.objective is not None
+        task, outputs, terms = self._run(task_loss, model, inputs, num_items, wants_outputs)
+        if self.objective is None:
+            return self._undo_division(task, num_items), outputs
+        loss = 0.0 if task is None else self.objective.config.task_weight * self._logged("task_loss", task)
+        for name, term in terms.items():
+            part = self.scale.part(term.total, term.count, term.counted)
+            loss = loss + term.weight * self._logged(name, part)
+        return self._undo_division(loss, num_items), outputs
+
+    def drain(self) -> dict[str, float]:
+        """Return the mean of each term over the steps since the last call, over all processes."""
+        names, values, steps = list(self._terms), list(self._terms.values()), len(self._steps)
+        self._terms, self._steps = {}, set()
+        if not names:
+            return {}
+        stacked = torch.stack([v.float() for v in values]) / steps
+        if self.trainer.args.world_size > 1:
+            stacked = self.trainer.accelerator.reduce(stacked, "mean")
+        return dict(zip(names, stacked.tolist(), strict=True))
+
+    def _run(
+        self, task_loss: TaskLoss, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool
+    ) -> Any:
+        objective = self.objective
+        asked = {**inputs, **(objective.asks() if objective is not None else {})}
+        with objective.watching() if objective is not None else nullcontext() as seen:
+            if objective is None or any(name in inputs for name in self.trainer.label_names):
+                task, outputs = self._task(task_loss, model, asked, num_items, wants_outputs)
+            else:
+                task, outputs = None, model(**asked)
+        if objective is None:
+            return task, outputs, {}
+        progress = self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
+        with self.trainer.accelerator.autocast():
+            return task, outputs, objective(outputs, inputs, seen, progress)
+
+    def _task(
+        self, task_loss: TaskLoss, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool
+    ) -> Any:
+        has_own = self.trainer.compute_loss_func is not None
+        local = self.scale.count(inputs)
+        # Without num_items_in_batch every model returns the mean over its labels; many (BERT among them) ignore it.
+        found = task_loss(model, inputs, wants_outputs, num_items if has_own else None)
+        loss, outputs = found if wants_outputs else (found, None)
+        if has_own:
+            return loss.mean(), outputs
+        # A micro-batch without any label has the mean NaN and no gradient.
+        mean = torch.where(local > 0, loss.mean(), torch.zeros_like(loss.mean()))
+        return self.scale.part(mean * local, local), outputs
+
+    def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        self._terms[name] = self._terms.get(name, 0) + value.detach()
+        self._steps.add(self.trainer.state.global_step)
+        return value
+
+    def _undo_division(self, loss: Any, num_items: Any) -> Any:
+        """Cancel the division by accumulation steps in transformers before 5.23, which has no switch for it."""
+        if hasattr(Trainer, "loss_is_scaled_for_ga"):
+            return loss
+        trainer = self.trainer
+        is_divided = (not trainer.model_accepts_loss_kwargs or num_items is None) and trainer.compute_loss_func is None
+        # Outside train() nothing divides, and the Trainer has not set the number yet.
+        return loss * getattr(trainer, "current_gradient_accumulation_steps", 1) if is_divided else loss
