@@ -60,6 +60,14 @@ class DistillationConfig(Options):
         },
     )
 
+    unlabeled_ratio: float = field(
+        default=1.0, metadata={"help": "rows of unlabeled_dataset for each labelled row, above 0"}
+    )
+    unlabeled_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of the teacher's terms on unlabelled rows, above 0 (the lambda of textbooks)"},
+    )
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""
         if not self.temperature > 0:
@@ -72,5 +80,8 @@ class DistillationConfig(Options):
             yield f"the teacher would do nothing: give one of {', '.join(terms)} a positive value"
         if self.hidden_loss not in ("mse", "cosine"):
             yield f"hidden_loss must be 'mse' or 'cosine', found {self.hidden_loss!r}"
+        for name in ("unlabeled_ratio", "unlabeled_weight"):
+            if not getattr(self, name) > 0:
+                yield f"{name} must be above 0, found {getattr(self, name)}"
         if self.relation_heads < 0:
             yield f"relation_heads must be at least 0, found {self.relation_heads}"

@@ -5,7 +5,7 @@ Level: glue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from hf_compress.distillation.objective import DistillationObjective
 from hf_compress.training.scaling import LossScale
+from hf_compress.training.unlabeled import UnlabeledBatches
 
 # Trainer.compute_loss of the class below: (model, inputs, return_outputs, num_items_in_batch).
 TaskLoss = Callable[..., Any]
@@ -35,6 +36,23 @@ class CompressionLoss:
         self.scale = LossScale(alignment)
         self._terms: dict[str, torch.Tensor] = {}
         self._steps: set[int] = set()
+        self._unlabeled: UnlabeledBatches | None = None
+        self._unlabeled_scale = LossScale(alignment)
+        self._waiting: list[dict[str, Any]] = []
+
+    def add_unlabeled(self, batches: UnlabeledBatches) -> None:
+        """Learn from the teacher on `batches` too, one for each micro-batch."""
+        self._unlabeled = batches
+
+    def collect(self, batches: Sequence[Any], device: torch.device) -> None:
+        """Count what the micro-batches of the next optimizer step are divided by, and get unlabelled ones for them."""
+        args = self.trainer.args
+        accelerator = self.trainer.accelerator if args.average_tokens_across_devices and args.world_size > 1 else None
+        self.scale.collect(batches, device, accelerator)
+        if self._unlabeled is not None:
+            first = self.trainer.state.global_step * args.gradient_accumulation_steps
+            self._waiting = [self._unlabeled(first + i) for i in range(len(batches))]
+            self._unlabeled_scale.collect(self._waiting, device, accelerator)
 
     def __call__(
         self,
@@ -54,7 +72,18 @@ class CompressionLoss:
         for name, term in terms.items():
             part = self.scale.part(term.total, term.count, term.counted)
             loss = loss + term.weight * self._logged(name, part)
+        if self._waiting:
+            loss = loss + self.objective.config.unlabeled_weight * self._on_unlabeled(model)
         return self._undo_division(loss, num_items), outputs
+
+    def _on_unlabeled(self, model: nn.Module) -> Any:
+        batch = {k: v.to(self.trainer.args.device) for k, v in self._waiting.pop(0).items()}
+        _, _, terms = self._run(None, model, batch, None, True)
+        loss: Any = 0.0
+        for name, term in terms.items():
+            part = self._unlabeled_scale.part(term.total, term.count, term.counted)
+            loss = loss + term.weight * self._logged(f"unlabeled_{name}", part)
+        return loss
 
     def drain(self) -> dict[str, float]:
         """Return the mean of each term over the steps since the last call, over all processes."""
@@ -68,12 +97,13 @@ class CompressionLoss:
         return dict(zip(names, stacked.tolist(), strict=True))
 
     def _run(
-        self, task_loss: TaskLoss, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool
+        self, task_loss: TaskLoss | None, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool
     ) -> Any:
         objective = self.objective
         asked = {**inputs, **(objective.asks() if objective is not None else {})}
         with objective.watching() if objective is not None else nullcontext() as seen:
-            if objective is None or any(name in inputs for name in self.trainer.label_names):
+            has_labels = objective is None or any(name in inputs for name in self.trainer.label_names)
+            if task_loss is not None and has_labels:
                 task, outputs = self._task(task_loss, model, asked, num_items, wants_outputs)
             else:
                 task, outputs = None, model(**asked)

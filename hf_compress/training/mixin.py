@@ -28,6 +28,7 @@ from hf_compress.training.projections import ProjectionCallback, projection_call
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
 from hf_compress.training.setup import check_arguments, keep_training_state_home, refuse_empty
+from hf_compress.training.unlabeled import unlabeled_batches
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
 _Base = Trainer if TYPE_CHECKING else object
@@ -40,6 +41,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         *args: of the Trainer below.
         compression: what to do; None leaves the Trainer as it is.
         teacher: a model, a folder or a Hub id; needed if and only if `compression.distillation` is set.
+        unlabeled_dataset: rows on which only the teacher's terms count, mixed in by `distillation.unlabeled_ratio`.
         **kwargs: of the Trainer below.
 
     Raises:
@@ -54,9 +56,10 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         *args: Any,
         compression: CompressionConfig | None = None,
         teacher: nn.Module | str | Path | None = None,
+        unlabeled_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
-        check_arguments(compression, teacher)
+        check_arguments(compression, teacher, unlabeled_dataset)
         self.compression = compression
         self.pruner: Pruner | None = None
         self._objective: DistillationObjective | None = None
@@ -81,6 +84,9 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
                 self._projections = projection_callback(self, self._objective.knowledge.projections, self._restore)
                 self.add_callback(self._projections)
         self._loss = CompressionLoss(self, self._objective, alignment_of(self.model))
+        if unlabeled_dataset is not None and compression.distillation is not None:
+            ratio = compression.distillation.unlabeled_ratio
+            self._loss.add_unlabeled(unlabeled_batches(self, unlabeled_dataset, ratio))
         if self._changes_loss:
             # compute_loss below divides by the items of the whole accumulated batch itself.
             self.loss_is_scaled_for_ga = True
@@ -115,8 +121,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         """Collect the micro-batches of one optimizer step and count the items that its loss is divided by."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._changes_loss:
-            over_ranks = self.args.average_tokens_across_devices and self.args.world_size > 1
-            self._loss.scale.collect(batches, device, self.accelerator if over_ranks else None)
+            self._loss.collect(batches, device)
         return batches, num_items
 
     def compute_loss(

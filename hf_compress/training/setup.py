@@ -16,8 +16,8 @@ from hf_compress.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 
-def check_arguments(compression: Any, teacher: Any) -> None:
-    """Make sure that `compression` and `teacher` go together.
+def check_arguments(compression: Any, teacher: Any, unlabeled_dataset: Any = None) -> None:
+    """Make sure that `compression`, `teacher` and `unlabeled_dataset` go together.
 
     Raises:
         ConfigError: if they do not.
@@ -30,6 +30,8 @@ def check_arguments(compression: Any, teacher: Any) -> None:
     distils = compression is not None and compression.distillation is not None
     if distils and teacher is None:
         raise ConfigError("distillation needs a teacher: pass teacher= a model, a folder or a Hub id")
+    if unlabeled_dataset is not None and not distils:
+        raise ConfigError("unlabeled_dataset is for the teacher's terms, and compression has no distillation")
     if teacher is not None and not distils:
         raise ConfigError("a teacher was given, but compression has no distillation: add DistillationConfig()")
 

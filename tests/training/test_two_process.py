@@ -32,7 +32,7 @@ def test_two_processes_agree_and_equal_one(tmp_path, what):
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
         assert torch.allclose(weight, alone["weights"][name], atol=1e-5), name
-    for key in ("loss", "grad_norm", "task_loss", "distillation_loss", "sparsity"):
+    for key in ("loss", "grad_norm", "task_loss", "distillation_loss", "unlabeled_distillation_loss", "sparsity"):
         values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
         assert values[0] == pytest.approx(values[1], rel=1e-3), key
     assert (two / "checkpoint-6" / "pruning_state.safetensors").is_file()

@@ -54,6 +54,7 @@ def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
             PruningConfig(None if structure == "2:4" else 0.6, structure, **options),
         ),
         teacher=make(1) if distils else None,
+        unlabeled_dataset=[{k: v for k, v in row.items() if k != "labels"} for row in rows] if distils else None,
         train_dataset=rows,
     )
     trainer.train(resume_from_checkpoint=f"{output}/checkpoint-3" if mode == "resume" else None)
