@@ -60,6 +60,9 @@ class DistillationConfig(Options):
         },
     )
 
+    teacher_weights: tuple[float, ...] = field(
+        default=(), metadata={"help": "weight of each of several teachers, scaled to a sum of 1; empty: equal"}
+    )
     unlabeled_ratio: float = field(
         default=1.0, metadata={"help": "rows of unlabeled_dataset for each labelled row, above 0"}
     )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_compress.distillation.objective import DistillationObjective
+from hf_compress.distillation.ensemble import TeacherEnsemble
 from hf_compress.training.scaling import LossScale
 from hf_compress.training.unlabeled import UnlabeledBatches
 
@@ -26,11 +26,11 @@ class CompressionLoss:
 
     Args:
         trainer: whose loss it is.
-        objective: the teacher's terms; None if the loss is only normalised.
+        objective: the teachers' terms; None if the loss is only normalised.
         alignment: of predictions and labels of the model; see `distillation.reduce`.
     """
 
-    def __init__(self, trainer: Any, objective: DistillationObjective | None, alignment: str) -> None:
+    def __init__(self, trainer: Any, objective: TeacherEnsemble | None, alignment: str) -> None:
         self.trainer = trainer
         self.objective = objective
         self.scale = LossScale(alignment)

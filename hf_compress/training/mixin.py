@@ -5,7 +5,7 @@ Level: glue. With `compression=None` every method hands over to the Trainer belo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,7 @@ from transformers import Trainer
 
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
-from hf_compress.distillation.objective import DistillationObjective
-from hf_compress.distillation.teacher import Teacher, load_teacher_model
+from hf_compress.distillation.ensemble import TeacherEnsemble, TeacherSource, make_objective
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding
 from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
 from hf_compress.pruning.checkpoint import save_pruning_state
@@ -40,7 +39,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
     Args:
         *args: of the Trainer below.
         compression: what to do; None leaves the Trainer as it is.
-        teacher: a model, a folder or a Hub id; needed if and only if `compression.distillation` is set.
+        teacher: a model, a folder or a Hub id, or a list of these; needed if and only if `compression.distillation`
+            is set.
         unlabeled_dataset: rows on which only the teacher's terms count, mixed in by `distillation.unlabeled_ratio`.
         **kwargs: of the Trainer below.
 
@@ -55,14 +55,14 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self,
         *args: Any,
         compression: CompressionConfig | None = None,
-        teacher: nn.Module | str | Path | None = None,
+        teacher: TeacherSource | Sequence[TeacherSource] | None = None,
         unlabeled_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         check_arguments(compression, teacher, unlabeled_dataset)
         self.compression = compression
         self.pruner: Pruner | None = None
-        self._objective: DistillationObjective | None = None
+        self._objective: TeacherEnsemble | None = None
         self._pruning_callback: PruningCallback | None = None
         self._projections: ProjectionCallback | None = None
         super().__init__(*args, **kwargs)
@@ -77,11 +77,9 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self._restore = self._pruning_callback or RestoreWeights()
         self.add_callback(self._restore)
         if compression.distillation is not None and teacher is not None:
-            loaded = teacher if isinstance(teacher, nn.Module) else load_teacher_model(teacher)
-            placed = Teacher(loaded, self.args.device)
-            self._objective = DistillationObjective(compression.distillation, placed, self.model)
-            if self._objective.knowledge is not None and self._objective.knowledge.projections:
-                self._projections = projection_callback(self, self._objective.knowledge.projections, self._restore)
+            self._objective = make_objective(compression.distillation, teacher, self.model, self.args.device)
+            if self._objective.projections:
+                self._projections = projection_callback(self, self._objective.projections, self._restore)
                 self.add_callback(self._projections)
         self._loss = CompressionLoss(self, self._objective, alignment_of(self.model))
         if unlabeled_dataset is not None and compression.distillation is not None:

@@ -5,14 +5,14 @@ Level: glue.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
 from transformers import Trainer
 
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.config import DistillationConfig
+from hf_compress.distillation.ensemble import TeacherSource
 from hf_compress.pruning.config import PruningConfig
 from hf_compress.training.mixin import CompressionMixin
 
@@ -27,7 +27,7 @@ class DistillationTrainer(CompressionTrainer):
     Args:
         *args: of `Trainer`.
         distillation: temperature and weights; the defaults if not given.
-        teacher: a model, a folder or a Hub id.
+        teacher: a model, a folder or a Hub id, or a list of these.
         **kwargs: of `Trainer`.
     """
 
@@ -35,7 +35,7 @@ class DistillationTrainer(CompressionTrainer):
         self,
         *args: Any,
         distillation: DistillationConfig | None = None,
-        teacher: nn.Module | str | Path | None = None,
+        teacher: TeacherSource | Sequence[TeacherSource] | None = None,
         **kwargs: Any,
     ) -> None:
         config = CompressionConfig(distillation=distillation or DistillationConfig())
