@@ -24,6 +24,7 @@ _HOMES = {
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "quantize": "quantization.bnb",
+    "make_student": "distillation.student",
     "measure": "measurement.api",
     "compare": "report.compare",
     "create_card": "hub.card",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hf_compress.architecture.shrink import shrink as shrink
     from hf_compress.config import CompressionConfig as CompressionConfig
     from hf_compress.distillation.config import DistillationConfig as DistillationConfig
+    from hf_compress.distillation.student import make_student as make_student
     from hf_compress.hub.card import create_card as create_card
     from hf_compress.hub.push import push as push
     from hf_compress.measurement.api import measure as measure

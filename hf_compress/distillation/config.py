@@ -55,7 +55,7 @@ class DistillationConfig(Options):
     layer_map: str | tuple[str, ...] = field(
         default="uniform",
         metadata={
-            "help": "which layers are compared: uniform, last, or pairs "
+            "help": "which layers are compared: uniform, last, kept (of a student from make_student), or pairs "
             "'student:teacher' counted from 1 (0: embeddings)"
         },
     )

@@ -15,7 +15,7 @@ from torch import nn
 from hf_compress.distillation.capture import Seen, Wanted
 from hf_compress.distillation.config import DistillationConfig
 from hf_compress.distillation.features import attention_kl, gram_mse, hidden_cosine, hidden_mse, relation_kl
-from hf_compress.distillation.layer_map import LAYER_MAPS, Pairs, explicit
+from hf_compress.distillation.layer_map import LAYER_MAPS, Pairs, explicit, kept
 from hf_compress.distillation.reduce import WHOLE_ROWS, token_mask
 from hf_compress.errors import ConfigError, TeacherError
 
@@ -46,7 +46,7 @@ class IntermediateKnowledge:
             relations=config.relation_weight > 0,
         )
         self.pairs = {
-            stack: _pairs(config, ours, theirs)
+            stack: _pairs(config, ours, theirs, getattr(student, "kept_layers", None))
             for stack, ours, theirs in _stacks(getattr(student, "config", None), getattr(teacher, "config", None))
         }
         self.projections = nn.ModuleDict()
@@ -142,7 +142,14 @@ def _projection(student_width: int, teacher_width: int) -> nn.Linear:
         return nn.Linear(student_width, teacher_width, bias=False)
 
 
-def _pairs(config: DistillationConfig, student_layers: int, teacher_layers: int) -> Pairs:
+def _pairs(config: DistillationConfig, student_layers: int, teacher_layers: int, cut: list[int] | None) -> Pairs:
+    if config.layer_map == "kept":
+        if cut is None:
+            raise ConfigError(
+                "DistillationConfig: layer_map='kept' is for a student that make_student has just cut from its teacher, "
+                "and this one does not know its layers; write pairs such as ['1:2', '2:4']"
+            )
+        return explicit([f"{m}:{n}" for m, n in kept(cut)], student_layers, teacher_layers)
     if isinstance(config.layer_map, str):
         return LAYER_MAPS.get(config.layer_map)(student_layers, teacher_layers)
     try:
