@@ -146,8 +146,8 @@ def _pairs(config: DistillationConfig, student_layers: int, teacher_layers: int,
     if config.layer_map == "kept":
         if cut is None:
             raise ConfigError(
-                "DistillationConfig: layer_map='kept' is for a student that make_student has just cut from its teacher, "
-                "and this one does not know its layers; write pairs such as ['1:2', '2:4']"
+                "DistillationConfig: layer_map='kept' is for a student that make_student has just cut; "
+                "this one does not know its layers: write pairs such as ['1:2', '2:4']"
             )
         return explicit([f"{m}:{n}" for m, n in kept(cut)], student_layers, teacher_layers)
     if isinstance(config.layer_map, str):
