@@ -1,7 +1,7 @@
 """A loss over the logits of a language-model head that never holds more than a few rows of them.
 
-Level: maths. The gradient of each chunk is computed together with its loss, in the forward pass: one chunk of logits is
-there at a time, and the head is multiplied three times, as often as without chunks.
+Level: maths. The gradient of each chunk is computed together with its loss, in the forward pass: one chunk of logits
+is there at a time, and the head is multiplied three times, as often as without chunks.
 
 Source: the order of computation is that of Liger Kernel's fused linear losses (Hsu et al. 2024), in plain PyTorch.
 """
