@@ -149,8 +149,8 @@ def train(context: StageContext) -> Mapping[str, Any]:
         trainer.add_callback(RestoreWeights())
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLines(stage.name))
-    needs = {"pruning": trainer.pruner is not None}
-    trainer.train(resume_from_checkpoint=str(last_complete_checkpoint(context.work, **needs) or "") or None)
+    whole = last_complete_checkpoint(context.work, files=trainer.checkpoint_files)
+    trainer.train(resume_from_checkpoint=str(whole or "") or None)
     trainer.model.save_pretrained(context.output)
     task.processing_class.save_pretrained(context.output)
     if trainer.pruner is not None:

@@ -152,6 +152,11 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
 
     # ---- Checkpoints ----
 
+    @property
+    def checkpoint_files(self) -> list[str]:
+        """Names of the files that a checkpoint must have beside the Trainer's own."""
+        return [*([PRUNING_STATE] if self.pruner else []), *([PROJECTIONS] if self._projections else [])]
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` takes the newest checkpoint that was written completely.
 
@@ -166,7 +171,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         needs: dict[str, Any] = {
             "world_size": self.args.world_size,
             "optimizer": not self.args.save_only_model and not self.args.fsdp and not self.args.deepspeed,
-            "files": [*([PRUNING_STATE] if self.pruner else []), *([PROJECTIONS] if self._projections else [])],
+            "files": self.checkpoint_files,
         }
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(self.args.output_dir, **needs)
