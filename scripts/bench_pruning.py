@@ -85,7 +85,7 @@ for seed, sparsity, name, distils in itertools.product(args.seeds, args.sparsiti
         found[key][str(seed)] = run(
             args, data, tokenizer, PruningConfig(sparsity, exclude=("pooler",), **CRITERIA[name]), distils, seed
         )
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("data", "dense")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("data", "dense", "output")}
     args.output.write_text(json.dumps({"settings": settings, "environment": environment(), "runs": found}, indent=2))
 for key, scores in found.items():
     spread = statistics.stdev(scores.values()) if len(scores) > 1 else 0.0

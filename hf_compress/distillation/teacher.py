@@ -15,7 +15,8 @@ from torch import nn
 
 from hf_compress.errors import TeacherError
 
-_LABELS = {"labels", "label", "label_ids", "start_positions", "end_positions"}
+# What the inputs of the models of transformers call their labels.
+LABELS = {"labels", "label", "label_ids", "start_positions", "end_positions"}
 # A vocabulary padded to a multiple of 64 or 128 differs by far less than another tokenizer's does.
 _LARGEST_VOCABULARY_PADDING = 0.01
 
@@ -45,7 +46,7 @@ class Teacher:
         """
         # Encoder-decoders make their decoder inputs from the labels; nobody else needs labels.
         keep_labels = self._needs_labels and inputs.get("decoder_input_ids") is None
-        unwanted = _LABELS - ({"labels"} if keep_labels else set())
+        unwanted = LABELS - ({"labels"} if keep_labels else set())
         chosen = {k: v for k, v in inputs.items() if k in self._accepts and k not in unwanted}
         # A teacher that the student's training touched (a shared module) could have been put into training mode.
         self.model.eval()

@@ -30,10 +30,12 @@ class PruningCallback(RestoreWeights):
 
     Args:
         pruning: what to prune, how far and when; or the pruner that does it.
+        saves: whether it puts the masks into checkpoints; False where the Trainer does so itself.
     """
 
-    def __init__(self, pruning: PruningConfig | Pruner) -> None:
+    def __init__(self, pruning: PruningConfig | Pruner, *, saves: bool = True) -> None:
         super().__init__()
+        self._saves = saves
         self.pruner = pruning if isinstance(pruning, Pruner) else Pruner(pruning)
 
     def on_train_begin(
@@ -108,6 +110,8 @@ class PruningCallback(RestoreWeights):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the masks into the checkpoint that was just written."""
+        if not self._saves:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         # Where parameters are sharded each process has a part to give.
         save_pruning_state(self.pruner, folder, write=state.is_world_process_zero and folder.is_dir())

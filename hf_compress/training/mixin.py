@@ -73,7 +73,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             self.pruner = Pruner(compression.pruning)
             # Fails now, before training, if there is nothing to prune; on_train_begin attaches again.
             self.pruner.attach(self.model)
-            self._pruning_callback = PruningCallback(self.pruner)
+            self._pruning_callback = PruningCallback(self.pruner, saves=False)
         self._restore = self._pruning_callback or RestoreWeights()
         self.add_callback(self._restore)
         if compression.distillation is not None and teacher is not None:

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from hf_compress.distillation.alignment import plain_model
+from hf_compress.distillation.teacher import LABELS
 from hf_compress.errors import DataError
-
-_LABELS = {"labels", "label", "label_ids", "start_positions", "end_positions"}
 
 
 class UnlabeledBatches:
@@ -50,7 +49,7 @@ class UnlabeledBatches:
         if len(dataset) == 0:
             raise DataError("unlabeled_dataset is empty; expected at least one row")
         self._dataset, self._collator = dataset, collator
-        self._columns = set(inspect.signature(model.forward).parameters) - _LABELS
+        self._columns = set(inspect.signature(model.forward).parameters) - LABELS
         if not self._row(0):
             raise DataError(
                 f"unlabeled_dataset has the columns {sorted(dataset[0])}, and none is an input of "
@@ -63,7 +62,7 @@ class UnlabeledBatches:
         """Return batch `number`, from 0, of this process, on the CPU."""
         first = (number * self._world + self._rank) * self._size
         rows = [self._row(self._index(position)) for position in range(first, first + self._size)]
-        return {k: v for k, v in self._collator(rows).items() if k not in _LABELS}
+        return {k: v for k, v in self._collator(rows).items() if k not in LABELS}
 
     def _row(self, index: int) -> dict[str, Any]:
         return {k: v for k, v in self._dataset[index].items() if k in self._columns}
