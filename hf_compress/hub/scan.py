@@ -25,7 +25,10 @@ MAX_SAFETENSORS_HEADER = 100_000_000
 
 TRAINING_STATE = "training state, of use only for resuming"
 LEFT_OUT_FILES = {
-    **dict.fromkeys(("training_args.bin", "trainer_state.json", "pruning_state.safetensors"), TRAINING_STATE),
+    **dict.fromkeys(
+        ("training_args.bin", "trainer_state.json", "pruning_state.safetensors", "distillation_state.safetensors"),
+        TRAINING_STATE,
+    ),
     **dict.fromkeys(("optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "scaler.pt"), TRAINING_STATE),
     **dict.fromkeys(("rng_state*.pth", "random_states_*.pkl"), TRAINING_STATE),
     **dict.fromkeys(("*.log", "events.out.tfevents.*"), "a log"),

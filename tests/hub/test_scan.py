@@ -255,7 +255,14 @@ def test_what_cannot_be_read_is_refused(model: Path, monkeypatch: pytest.MonkeyP
 
 def test_training_state_is_left_out_and_listed(model: Path) -> None:
     files = ["training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state_0.pth", "trainer_state.json"]
-    files += ["pruning_state.safetensors", "_private.json", ".gitattributes", "model.safetensors.part", "train.log"]
+    files += [
+        "pruning_state.safetensors",
+        "distillation_state.safetensors",
+        "_private.json",
+        ".gitattributes",
+        "model.safetensors.part",
+        "train.log",
+    ]
     folders = ["checkpoint-1", "last-checkpoint", "runs", "__pycache__", ".cache", ".git", "logs"]
     for name in [*files, *(f"{folder}/optimizer.pt" for folder in folders)]:
         (model / name).parent.mkdir(exist_ok=True)
