@@ -82,7 +82,7 @@ def test_only_the_glue_knows_the_trainer():
         and any(a.name in ("Trainer", "TrainerCallback") for a in node.names)
     }
     assert knowing == {
-        "training/mixin.py", "training/loss.py", "training/projections.py",
+        "training/mixin.py", "training/loss.py", "training/projections.py", "training/chunked.py",
         "training/trainer.py", "training/restore.py", "recipes/progress.py",
     }  # fmt: skip
 

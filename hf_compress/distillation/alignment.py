@@ -18,10 +18,11 @@ def alignment_of(model: nn.Module) -> str:
     """
     from transformers.models.auto import modeling_auto as auto
 
-    name = type(plain_model(model)).__name__
-    if name in auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
+    # A user's subclass of a model counts as that model.
+    names = {base.__name__ for base in type(plain_model(model)).__mro__}
+    if names & set(auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()):
         return SPANS
-    if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if names & set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         return TOKENS if is_encoder_decoder else CAUSAL
     per_token = (
@@ -29,7 +30,7 @@ def alignment_of(model: nn.Module) -> str:
         auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
-    return TOKENS if any(name in mapping.values() for mapping in per_token) else ROWS
+    return TOKENS if any(names & set(mapping.values()) for mapping in per_token) else ROWS
 
 
 def outputs_of(model: nn.Module, labels: torch.Tensor | None) -> str:

@@ -8,14 +8,18 @@ Source: the order of computation is that of Liger Kernel's fused linear losses (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-# Takes (logits of a chunk, its rows as a slice) and returns the loss, 0-D, and numbers to add up, detached.
-ChunkLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+# Takes (float32 logits of a chunk, which it may overwrite, its rows as a slice) and returns the loss, 0-D, the
+# gradient of the loss with respect to these logits, and numbers to add up over chunks.
+ChunkLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+# Bytes of one chunk of float32 logits: small beside a head's gradient, large enough for whole matrix products.
+_CHUNK_BYTES = {"cpu": 32 << 20, "other": 256 << 20}
+_IMPOSSIBLE = -1e4
 
 
 def chunked_head_loss(
@@ -27,13 +31,124 @@ def chunked_head_loss(
         hidden: (rows, width).
         weight: (classes, width).
         bias: (classes,) or None.
-        loss_of: the loss of one chunk, already scaled; called once a chunk, in order.
+        loss_of: the loss of one chunk and its gradient, not divided by numbers that 16 bit could not take; called
+            once a chunk, in order.
         chunk: rows at a time, at least 1.
 
     Returns:
-        The loss, 0-D float32, and the sum of what `loss_of` gave beside it, detached.
+        The loss, 0-D float32, and the sum of what `loss_of` gave beside it.
     """
-    return _ChunkedHeadLoss.apply(hidden, weight, bias, loss_of, chunk)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = bias.to(dtype) if bias is not None else None
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _ChunkedHeadLoss.apply(hidden, weight, bias, loss_of, chunk)
+
+
+def by_autograd(loss_of: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]) -> ChunkLoss:
+    """Return `loss_of`, which gives the loss and numbers to add up, with the gradient from autograd."""
+
+    def one(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            loss, numbers = loss_of(logits.requires_grad_(), rows)
+            (gradient,) = torch.autograd.grad(loss, logits)
+        return loss.detach(), gradient, numbers.detach()
+
+    return one
+
+
+def after(transform: Callable[[torch.Tensor], torch.Tensor], loss_of: ChunkLoss) -> ChunkLoss:
+    """Return `loss_of` for logits that pass through `transform`, a function of each logit alone, behind the head."""
+
+    def one(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            changed = transform(logits.requires_grad_())
+        loss, gradient, numbers = loss_of(changed.detach().clone(), rows)
+        return loss, torch.autograd.grad(changed, logits, gradient)[0], numbers
+
+    return one
+
+
+def cross_entropy_and_kl(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    teachers: Iterable[tuple[float, torch.Tensor]],
+    *,
+    task_weight: float,
+    logit_weight: float,
+    temperature: float,
+    smoothing: float = 0.0,
+    with_entropy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return task_weight x cross-entropy + logit_weight x T^2 x KL(teacher || student), its gradient, and both sums.
+
+    With q = softmax(z) and p = softmax(t / T) the gradient is task_weight (q - target) + logit_weight T (q_T - p), so
+    one exponential of each tensor suffices, and everything is done in place.
+
+    Args:
+        logits: z, float32 (rows, classes); overwritten.
+        labels: int64 (rows,); None for no cross-entropy.
+        teachers: (share, logits t), shares summing to 1, each (rows, classes) float32; overwritten.
+        task_weight: of the cross-entropy.
+        logit_weight: of the divergence.
+        temperature: T, above 0.
+        smoothing: of the labels, 0-1, as in `torch.nn.functional.cross_entropy`.
+        with_entropy: add the teacher's entropy, which makes the divergence soft cross-entropy.
+
+    Returns:
+        The loss, 0-D; the gradient (rows, classes); float32 (2,) with the sums of both terms without their weights.
+    """
+    total = _exponentials(logits, 1.0)
+    gradient, sums = total.exponentials, total.sums
+    task = divergence = logits.new_zeros(())
+    on_task = task_weight if labels is not None else 0.0
+    if labels is not None:
+        picked = logits.gather(-1, labels[:, None]) - sums.log()
+        task = -(1 - smoothing) * picked.sum()
+        if smoothing:
+            task = task - smoothing * (logits.mean(-1, keepdim=True) - sums.log()).sum()
+    scale = logit_weight * temperature
+    if temperature == 1:
+        gradient *= (on_task + scale) / sums
+    else:
+        gradient *= on_task / sums
+        softer = _exponentials(logits, temperature)
+        sums = softer.sums
+        gradient += softer.exponentials.mul_(scale / sums)
+        del softer
+    if labels is not None:
+        gradient.scatter_add_(-1, labels[:, None], torch.full_like(sums, -task_weight * (1 - smoothing)))
+        gradient -= task_weight * smoothing / logits.shape[-1]
+    for share, theirs in teachers:
+        found = _exponentials(theirs, temperature)
+        p = found.exponentials.div_(found.sums)
+        entropy = found.sums.log().sum() - torch.dot(p.view(-1), theirs.view(-1))
+        cross_entropy = sums.log().sum() - torch.dot(p.view(-1), logits.view(-1))
+        divergence = divergence + share * (cross_entropy if with_entropy else cross_entropy - entropy)
+        gradient.add_(p, alpha=-scale * share)
+    divergence = divergence * temperature**2
+    return task_weight * task + logit_weight * divergence, gradient, torch.stack([task, divergence])
+
+
+class _Exponentials(NamedTuple):
+    exponentials: torch.Tensor
+    sums: torch.Tensor
+
+
+def _exponentials(logits: torch.Tensor, temperature: float) -> _Exponentials:
+    """Divide `logits` by the temperature, take the largest off each row, both in place, and exponentiate."""
+    if temperature != 1:
+        logits /= temperature
+    # What is impossible (-inf) stays finite, so that 0 times it is 0.
+    logits.sub_(logits.amax(-1, keepdim=True)).clamp_(min=_IMPOSSIBLE)
+    exponentials = logits.exp()
+    return _Exponentials(exponentials, exponentials.sum(-1, keepdim=True))
+
+
+def rows_at_a_time(classes: int, device: torch.device) -> int:
+    """Return how many rows of logits fit a chunk of moderate size: 32 MiB of float32 on a CPU, 256 MiB elsewhere."""
+    return max(16, _CHUNK_BYTES["cpu" if device.type == "cpu" else "other"] // (4 * classes))
 
 
 class _ChunkedHeadLoss(torch.autograd.Function):
@@ -44,36 +159,42 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         # Sums of many chunks need float32, whatever the weights are.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
         total: Any = torch.zeros((), device=hidden.device)
         numbers: Any = 0.0
         for start in range(0, len(hidden), chunk):
             rows = slice(start, min(start + chunk, len(hidden)))
-            logits = F.linear(hidden[rows], weight, bias)
-            with torch.enable_grad():
-                logits.requires_grad_()
-                loss, beside = loss_of(logits, rows)
-                (gradient,) = torch.autograd.grad(loss, logits)
-            total, numbers = total + loss.detach().float(), numbers + beside
-            del logits, loss
-            if grad_hidden is not None:
-                torch.mm(gradient, weight.to(gradient.dtype), out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight.addmm_(gradient.T.float(), hidden[rows].float())
+            logits = F.linear(hidden[rows], weight, bias).to(wide)
+            loss, gradient, beside = loss_of(logits, rows)
+            total, numbers = total + loss.to(wide), numbers + beside
+            del logits
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
+            gradient = gradient.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[rows])
+            if grad_weight is not None and wide == weight.dtype:
+                grad_weight.addmm_(gradient.T, hidden[rows])
+            elif grad_weight is not None:
+                grad_weight += gradient.T @ hidden[rows]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        numbers = torch.as_tensor(numbers, device=hidden.device)
         ctx.mark_non_differentiable(numbers)
         return total, numbers
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: Any) -> Any:
+        if getattr(ctx, "is_spent", False):
+            raise RuntimeError("the gradient of a chunked head can be asked for once only; run the forward pass again")
+        ctx.is_spent = True
         hidden, weight, bias = ctx.saved_tensors
-        scaled = [None if g is None else g * upstream.to(g.dtype) for g in (hidden, weight, bias)]
-        if scaled[1] is not None:
-            scaled[1] = scaled[1].to(ctx.dtypes[0])
-        if scaled[2] is not None:
-            scaled[2] = scaled[2].to(ctx.dtypes[1])
+        # In place: nobody else has these, and a second one of a head is what chunks are there to avoid.
+        dtypes = None if hidden is None else hidden.dtype, *ctx.dtypes
+        scaled = (
+            None if g is None else g.mul_(upstream.to(g.dtype)).to(dtype)
+            for g, dtype in zip((hidden, weight, bias), dtypes, strict=True)
+        )
         return (*scaled, None, None)

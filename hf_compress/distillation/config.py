@@ -31,6 +31,13 @@ class DistillationConfig(Options):
     divergence_options: Mapping[str, float] = field(
         default_factory=dict, metadata={"help": "options of the divergence by name, such as beta of jsd, each 0-1"}
     )
+    chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "rows of a language model's logits that exist at a time, exact; 0: all; by default chosen by "
+            "their size where the vocabulary is large"
+        },
+    )
 
     hidden_weight: float = field(default=0.0, metadata={"help": "weight of the loss on hidden states, at least 0"})
     hidden_loss: str = field(
@@ -86,5 +93,7 @@ class DistillationConfig(Options):
         for name in ("unlabeled_ratio", "unlabeled_weight"):
             if not getattr(self, name) > 0:
                 yield f"{name} must be above 0, found {getattr(self, name)}"
+        if self.chunk_size is not None and self.chunk_size < 0:
+            yield f"chunk_size must be at least 0, found {self.chunk_size}"
         if self.relation_heads < 0:
             yield f"relation_heads must be at least 0, found {self.relation_heads}"

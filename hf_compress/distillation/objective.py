@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_compress.distillation.alignment import alignment_of, outputs_of, plain_model
-from hf_compress.distillation.capture import seen_in, use_eager_attention, watched_attention
+from hf_compress.distillation.capture import Seen, seen_in, use_eager_attention, watched_attention
 from hf_compress.distillation.config import DistillationConfig
 from hf_compress.distillation.knowledge import IntermediateKnowledge
 from hf_compress.distillation.losses import DIVERGENCES, Divergence
@@ -50,6 +50,21 @@ class Term:
     total: torch.Tensor
     count: Any
     counted: str = PREDICTIONS
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a teacher says of a batch.
+
+    Args:
+        outputs: of its forward call.
+        seen: its layers.
+        hidden: (batch, length, width), what goes into its head; None if `outputs` has the logits.
+    """
+
+    outputs: Any
+    seen: Seen
+    hidden: torch.Tensor | None = None
 
 
 class DistillationObjective:
@@ -92,6 +107,20 @@ class DistillationObjective:
             return contextlib.nullcontext({})
         return watched_attention(self.student if model is None else model)
 
+    def expect(self, inputs: Mapping[str, Any], is_chunked: bool = False) -> Expected:
+        """Run the teacher on a batch.
+
+        Args:
+            inputs: the batch, with or without labels.
+            is_chunked: leave its language-model head out; `Expected.hidden` has what goes into it.
+        """
+        with self.watching(self.teacher.model) as theirs:
+            if is_chunked:
+                outputs, hidden = self.teacher.hidden(inputs, self.asks())
+            else:
+                outputs, hidden = self.teacher.outputs(inputs, self.asks()), None
+        return Expected(outputs, seen_in(outputs, theirs), hidden)
+
     def __call__(
         self, outputs: Any, inputs: Mapping[str, Any], seen: Mapping[str, Any] | None = None, progress: float = 1.0
     ) -> dict[str, Term]:
@@ -108,25 +137,32 @@ class DistillationObjective:
             TeacherError: if the teacher's logits are missing or have another shape, or layers cannot be compared.
         """
         batch = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-        with self.watching(self.teacher.model) as theirs:
-            expected = self.teacher.outputs(inputs, self.asks())
+        expected = self.expect(inputs)
         terms: dict[str, Term] = {}
         if self.config.logit_weight > 0:
-            total, count = self._logit_term(outputs, expected, batch, progress)
+            total, count = self._logit_term(outputs, expected.outputs, batch, progress)
             terms["distillation_loss"] = Term(self.config.logit_weight, total, count)
-        if self.knowledge is not None:
-            found = self.knowledge(seen_in(outputs, seen or {}), seen_in(expected, theirs), batch)
-            for name, (total, count, counted) in found.items():
-                weight = getattr(self.config, name.split("_")[0] + "_weight")
-                terms[name] = Term(weight, total, count, counted)
-        return terms
+        return terms | self.layer_terms(outputs, seen, expected, batch)
+
+    def layer_terms(
+        self, outputs: Any, seen: Mapping[str, Any] | None, expected: Expected, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, Term]:
+        """Return the terms that compare layers, by name."""
+        if self.knowledge is None:
+            return {}
+        found = self.knowledge(seen_in(outputs, seen or {}), expected.seen, batch)
+        return {
+            name: Term(getattr(self.config, name.split("_")[0] + "_weight"), *rest) for name, rest in found.items()
+        }
+
+    def divergence_at(self, progress: float) -> Divergence:
+        """Return the divergence with its options; `progress` is how much of training is done, 0-1."""
+        return functools.partial(self._divergence, progress=progress) if self._follows_progress else self._divergence
 
     def _logit_term(
         self, outputs: Any, expected: Any, inputs: Mapping[str, torch.Tensor], progress: float
     ) -> tuple[torch.Tensor, int]:
-        divergence = self._divergence
-        if self._follows_progress:
-            divergence = functools.partial(divergence, progress=progress)
+        divergence = self.divergence_at(progress)
         positions = valid_positions(inputs, self.alignment)
         if self.alignment == SPANS:
             return self._spans(outputs, expected, inputs, positions, divergence)

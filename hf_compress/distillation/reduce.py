@@ -80,10 +80,20 @@ def divergence_term(
 
     Source: Hinton et al. 2015, section 2.1.
     """
+    return divergence_of_rows(divergence, student_logits[positions], teacher_logits[positions], temperature, outputs)
+
+
+def divergence_of_rows(
+    divergence: Divergence,
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float,
+    outputs: str = SOFTMAX,
+) -> tuple[torch.Tensor, int]:
+    """Return T^2 x the divergence of logits divided by T, as `divergence_term`, for rows that all count."""
     shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
     # float32 before the division: in 16 bit the quotient loses what tells the classes apart.
-    student = student_logits[..., :shared][positions].float()
-    teacher = teacher_logits[..., :shared][positions].float()
+    student, teacher = student_logits[..., :shared].float(), teacher_logits[..., :shared].float()
     if outputs == NUMBERS:
         return (student - teacher.detach()).square().mean(-1).sum(), len(student)
     student, teacher = student / temperature, teacher / temperature

@@ -5,6 +5,7 @@ Level: state.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.distillation.head import LanguageHead
 from hf_compress.errors import TeacherError
 
 # What the inputs of the models of transformers call their labels.
@@ -51,6 +53,17 @@ class Teacher:
         # A teacher that the student's training touched (a shared module) could have been put into training mode.
         self.model.eval()
         return self.model(**chosen, **(asks or {}))
+
+    def hidden(self, inputs: Mapping[str, Any], asks: Mapping[str, Any] | None = None) -> tuple[Any, torch.Tensor]:
+        """Return the outputs without logits, and what goes into the language-model head instead."""
+        with self.head.captured() as found:
+            outputs = self.outputs(inputs, asks)
+        return outputs, found[0]
+
+    @functools.cached_property
+    def head(self) -> LanguageHead:
+        """The language-model head."""
+        return LanguageHead(self.model)
 
 
 def load_teacher_model(source: str | Path) -> nn.Module:

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import Trainer
 
 from hf_compress.distillation.ensemble import TeacherEnsemble
+from hf_compress.distillation.objective import Term
+from hf_compress.training.chunked import chunked_loss
 from hf_compress.training.scaling import LossScale
 from hf_compress.training.unlabeled import UnlabeledBatches
 
@@ -34,6 +36,7 @@ class CompressionLoss:
         self.trainer = trainer
         self.objective = objective
         self.scale = LossScale(alignment)
+        self._chunked = chunked_loss(trainer, objective, alignment) if objective is not None else None
         self._terms: dict[str, torch.Tensor] = {}
         self._steps: set[int] = set()
         self._unlabeled: UnlabeledBatches | None = None
@@ -63,26 +66,40 @@ class CompressionLoss:
         wants_outputs: bool = False,
     ) -> Any:
         """Return the loss of a micro-batch and the outputs of the model, None if nobody has asked for them."""
-        # Some Trainers (TRL's) make outputs by another forward pass, so they are asked for only where needed.
-        wants_outputs = wants_outputs or self.objective is not None
-        task, outputs, terms = self._run(task_loss, model, inputs, num_items, wants_outputs)
         if self.objective is None:
+            task, outputs, _ = self._run(task_loss, model, inputs, num_items, wants_outputs)
             return self._undo_division(task, num_items), outputs
-        loss = 0.0 if task is None else self.objective.config.task_weight * self._logged("task_loss", task)
-        for name, term in terms.items():
-            part = self.scale.part(term.total, term.count, term.counted)
-            loss = loss + term.weight * self._logged(name, part)
+        with self.trainer.accelerator.autocast():
+            is_chunked = self._chunked is not None and not wants_outputs and self._chunked.fits(model, inputs)
+        if is_chunked:
+            loss, outputs = self._in_chunks(model, inputs, self.scale), None
+        else:
+            task, outputs, terms = self._run(task_loss, model, inputs, num_items, True)
+            loss = 0.0 if task is None else self.objective.config.task_weight * self._logged("task_loss", task)
+            loss = loss + self._sum(terms, self.scale)
         if self._waiting:
-            loss = loss + self.objective.config.unlabeled_weight * self._on_unlabeled(model)
+            loss = loss + self.objective.config.unlabeled_weight * self._on_unlabeled(model, is_chunked)
         return self._undo_division(loss, num_items), outputs
 
-    def _on_unlabeled(self, model: nn.Module) -> Any:
+    def _on_unlabeled(self, model: nn.Module, is_chunked: bool) -> Any:
         batch = {k: v.to(self.trainer.args.device) for k, v in self._waiting.pop(0).items()}
+        if is_chunked:
+            return self._in_chunks(model, batch, self._unlabeled_scale, "unlabeled_")
         _, _, terms = self._run(None, model, batch, None, True)
+        return self._sum(terms, self._unlabeled_scale, "unlabeled_")
+
+    def _in_chunks(self, model: nn.Module, inputs: dict[str, Any], scale: LossScale, prefix: str = "") -> Any:
+        with self.trainer.accelerator.autocast():
+            found = self._chunked(model, inputs, self._has_labels(inputs), self._progress)  # type: ignore[misc]
+        if found.task is not None:
+            self._logged(f"{prefix}task_loss", scale.part(found.task, found.count))
+        self._logged(f"{prefix}distillation_loss", scale.part(found.divergence, found.count))
+        return scale.part(found.total, found.count) + self._sum(found.layers, scale, prefix)
+
+    def _sum(self, terms: dict[str, Term], scale: LossScale, prefix: str = "") -> Any:
         loss: Any = 0.0
         for name, term in terms.items():
-            part = self._unlabeled_scale.part(term.total, term.count, term.counted)
-            loss = loss + term.weight * self._logged(f"unlabeled_{name}", part)
+            loss = loss + term.weight * self._logged(prefix + name, scale.part(term.total, term.count, term.counted))
         return loss
 
     def drain(self) -> dict[str, float]:
@@ -102,16 +119,21 @@ class CompressionLoss:
         objective = self.objective
         asked = {**inputs, **(objective.asks() if objective is not None else {})}
         with objective.watching() if objective is not None else nullcontext() as seen:
-            has_labels = objective is None or any(name in inputs for name in self.trainer.label_names)
-            if task_loss is not None and has_labels:
+            if task_loss is not None and (objective is None or self._has_labels(inputs)):
                 task, outputs = self._task(task_loss, model, asked, num_items, wants_outputs)
             else:
                 task, outputs = None, model(**asked)
         if objective is None:
             return task, outputs, {}
-        progress = self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
         with self.trainer.accelerator.autocast():
-            return task, outputs, objective(outputs, inputs, seen, progress)
+            return task, outputs, objective(outputs, inputs, seen, self._progress)
+
+    @property
+    def _progress(self) -> float:
+        return self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
+
+    def _has_labels(self, inputs: dict[str, Any]) -> bool:
+        return any(name in inputs for name in self.trainer.label_names)
 
     def _task(
         self, task_loss: TaskLoss, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool

@@ -12,8 +12,8 @@ ALONE = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(launcher, folder, *arguments):
-    done = subprocess.run([*launcher, SCRIPT, folder, *arguments], capture_output=True, text=True, timeout=400)
+def run(launcher, folder, *arguments, script=SCRIPT):
+    done = subprocess.run([*launcher, script, folder, *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -53,6 +53,21 @@ def test_fsdp_shards_train_as_one_process_does_and_resume_bit_for_bit(tmp_path):
     run(TORCHRUN, two, "4", what, "resume")
     saved = [(two / name / "model.safetensors").read_bytes() for name in ("finalfsdp", "finalresume")]
     assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(("chunk_size", "mode"), [("0", "replicas"), ("3", "replicas"), ("0", "fsdp"), ("3", "fsdp")])
+def test_distillation_of_a_language_model_is_the_same_on_two_processes(tmp_path, chunk_size, mode):
+    one, two, script = tmp_path / "one", tmp_path / "two", SCRIPT.with_name("two_process_distillation.py")
+    run(ALONE, one, "8", "0", "replicas", script=script)
+    run(TORCHRUN, two, "4", chunk_size, mode, script=script)
+    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
+    assert first["chunked"] == (chunk_size == "3")
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+        assert torch.allclose(weight, alone["weights"][name], atol=1e-5), name
+    for key in ("loss", "grad_norm", "task_loss", "distillation_loss", "relation_loss", "unlabeled_distillation_loss"):
+        values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), key
 
 
 def test_what_cannot_be_pruned_in_shards_is_refused(tmp_path):
