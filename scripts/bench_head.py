@@ -1,4 +1,4 @@
-"""Time and memory of a language-model head with cross-entropy and divergence, forward and backward, whole and in chunks.
+"""Time and memory of a language-model head with cross-entropy and KL, forward and backward, whole and in chunks.
 
     python scripts/bench_head.py --tokens 2048 --width 384 --vocabulary 50257 --output results.json
 Each contender runs in a fresh process, in turn; memory is the peak beside the inputs, time the median.

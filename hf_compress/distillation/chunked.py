@@ -18,7 +18,7 @@ import torch.nn.functional as F
 # gradient of the loss with respect to these logits, and numbers to add up over chunks.
 ChunkLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 # Bytes of one chunk of float32 logits: small beside a head's gradient, large enough for whole matrix products.
-_CHUNK_BYTES = {"cpu": 32 << 20, "other": 256 << 20}
+_CHUNK_BYTES = {"cpu": 8 << 20, "other": 256 << 20}
 _IMPOSSIBLE = -1e4
 
 
@@ -147,7 +147,7 @@ def _exponentials(logits: torch.Tensor, temperature: float) -> _Exponentials:
 
 
 def rows_at_a_time(classes: int, device: torch.device) -> int:
-    """Return how many rows of logits fit a chunk of moderate size: 32 MiB of float32 on a CPU, 256 MiB elsewhere."""
+    """Return how many rows of logits fit a chunk of moderate size: 8 MiB of float32 on a CPU, 256 MiB elsewhere."""
     return max(16, _CHUNK_BYTES["cpu" if device.type == "cpu" else "other"] // (4 * classes))
 
 
@@ -179,22 +179,21 @@ class _ChunkedHeadLoss(torch.autograd.Function):
                 grad_weight.addmm_(gradient.T, hidden[rows])
             elif grad_weight is not None:
                 grad_weight += gradient.T @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        # Not `save_for_backward`: what it holds is copied once more into `.grad`.
+        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         numbers = torch.as_tensor(numbers, device=hidden.device)
         ctx.mark_non_differentiable(numbers)
         return total, numbers
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: Any) -> Any:
-        if getattr(ctx, "is_spent", False):
+        if ctx.gradients is None:
             raise RuntimeError("the gradient of a chunked head can be asked for once only; run the forward pass again")
-        ctx.is_spent = True
-        hidden, weight, bias = ctx.saved_tensors
-        # In place: nobody else has these, and a second one of a head is what chunks are there to avoid.
-        dtypes = None if hidden is None else hidden.dtype, *ctx.dtypes
+        gradients, ctx.gradients = ctx.gradients, None
+        # In place: a second one of a head is what chunks are there to avoid.
         scaled = (
             None if g is None else g.mul_(upstream.to(g.dtype)).to(dtype)
-            for g, dtype in zip((hidden, weight, bias), dtypes, strict=True)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None)
