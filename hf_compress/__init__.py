@@ -24,6 +24,7 @@ _HOMES = {
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "quantize": "quantization.bnb",
+    "cache_teacher": "distillation.cache",
     "make_student": "distillation.student",
     "measure": "measurement.api",
     "compare": "report.compare",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hf_compress.architecture.capability import inspect_model as inspect_model
     from hf_compress.architecture.shrink import shrink as shrink
     from hf_compress.config import CompressionConfig as CompressionConfig
+    from hf_compress.distillation.cache import cache_teacher as cache_teacher
     from hf_compress.distillation.config import DistillationConfig as DistillationConfig
     from hf_compress.distillation.student import make_student as make_student
     from hf_compress.hub.card import create_card as create_card

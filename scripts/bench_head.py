@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from peers_head import PEERS, resident
 
-from hf_compress.distillation.chunked import by_autograd, chunked_head_loss, cross_entropy_and_kl, rows_at_a_time
+from hf_compress.distillation.chunked import by_autograd, chunked_head_loss, rows_at_a_time
+from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
 from hf_compress.distillation.losses import DIVERGENCES
 from hf_compress.measurement.environment import environment
 
@@ -28,7 +29,7 @@ def chunked(hidden, weight, teacher, teacher_weight, labels, divergence="forward
 
     def by_formula(logits, rows):
         theirs = [(1.0, teacher[rows] @ teacher_weight.T)]
-        return cross_entropy_and_kl(logits, labels[rows], theirs, task_weight=0.5, logit_weight=0.5, temperature=1.0)
+        return cross_entropy_and_kl(logits, labels[rows], theirs, TermWeights(0.5, 0.5, 1.0))
 
     def by_definition(logits, rows):
         pull, _ = DIVERGENCES.get(divergence)(logits, teacher[rows] @ teacher_weight.T)
@@ -40,7 +41,21 @@ def chunked(hidden, weight, teacher, teacher_weight, labels, divergence="forward
     return chunked_head_loss(hidden, weight, None, loss_of, chunk)[0] / len(hidden)
 
 
-CONTENDERS = {"chunked": chunked, "chunked, jsd": functools.partial(chunked, divergence="jsd"), **PEERS}
+def products(hidden, weight, teacher, teacher_weight, labels):
+    """Return nothing of use: the matrix products alone, the limit of what any order of computation can reach."""
+
+    def nothing(logits, rows):
+        return (teacher[rows] @ teacher_weight.T)[0, 0], logits, logits[0, 0]
+
+    return chunked_head_loss(hidden, weight, None, nothing, rows_at_a_time(len(weight), hidden.device))[0]
+
+
+CONTENDERS = {
+    "matrix products alone": products,
+    "chunked": chunked,
+    "chunked, jsd": functools.partial(chunked, divergence="jsd"),
+    **PEERS,
+}
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--tokens", type=int, default=2048)
 parser.add_argument("--width", type=int, default=384)

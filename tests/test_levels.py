@@ -18,7 +18,8 @@ BASE = {
     "hub/scan.py", "hub/pickles.py", "report/tables.py", "report/wording.py",
 } | {i for i in IDS if i.endswith("/config.py")}  # fmt: skip
 MATHS = {
-    "distillation/losses.py", "distillation/chunked.py", "distillation/reduce.py",
+    "distillation/losses.py", "distillation/chunked.py", "distillation/sparse.py",
+    "distillation/formula.py", "distillation/reduce.py",
     "distillation/features.py", "distillation/layer_map.py",
     "pruning/schedules.py", "pruning/criteria.py",
     "pruning/select.py", "pruning/criterion.py", "pruning/allocation.py", "pruning/units.py",

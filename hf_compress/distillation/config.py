@@ -70,6 +70,17 @@ class DistillationConfig(Options):
     teacher_weights: tuple[float, ...] = field(
         default=(), metadata={"help": "weight of each of several teachers, scaled to a sum of 1; empty: equal"}
     )
+    teacher_precision: str = field(
+        default="",
+        metadata={"help": "load a teacher from its folder or id as float16, bfloat16, int8, nf4 or fp4"},
+    )
+    teacher_device_map: str = field(
+        default="",
+        metadata={"help": "spread such a teacher over devices: auto, balanced, sequential"},
+    )
+    cache: str = field(
+        default="", metadata={"help": "folder made by cache_teacher, which stands for the teacher; empty: none"}
+    )
     unlabeled_ratio: float = field(
         default=1.0, metadata={"help": "rows of unlabeled_dataset for each labelled row, above 0"}
     )
@@ -95,5 +106,7 @@ class DistillationConfig(Options):
                 yield f"{name} must be above 0, found {getattr(self, name)}"
         if self.chunk_size is not None and self.chunk_size < 0:
             yield f"chunk_size must be at least 0, found {self.chunk_size}"
+        if self.teacher_precision not in ("", "float16", "bfloat16", "int8", "nf4", "fp4"):
+            yield f"teacher_precision must be float16, bfloat16, int8, nf4 or fp4, found {self.teacher_precision!r}"
         if self.relation_heads < 0:
             yield f"relation_heads must be at least 0, found {self.relation_heads}"

@@ -5,7 +5,8 @@ Level: state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,12 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_compress.distillation.chunked import ChunkLoss, by_autograd, cross_entropy_and_kl
+from hf_compress.distillation.cached import CachedTeacher
+from hf_compress.distillation.chunked import ChunkLoss, by_autograd
 from hf_compress.distillation.config import DistillationConfig
-from hf_compress.distillation.head import LanguageHead, require_rows
+from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
+from hf_compress.distillation.head import LanguageHead
+from hf_compress.distillation.losses import Divergence
 from hf_compress.distillation.objective import DistillationObjective, Expected, Term
 from hf_compress.distillation.reduce import divergence_of_rows
+from hf_compress.distillation.sparse import SparseRows, sparse_divergence
 from hf_compress.distillation.teacher import Teacher, load_teacher_model
+from hf_compress.distillation.tokens import check_vocabularies, vocabulary, vocabulary_of_source
 from hf_compress.errors import ConfigError
 
 # A model, a folder or a Hub id.
@@ -98,47 +104,20 @@ class TeacherEnsemble:
         Returns:
             As `chunked.ChunkLoss`; the numbers beside the loss are the sums of the task's loss and of the divergence.
         """
-        for e in expected:
-            require_rows(e.hidden, positions, "teacher")
-        hidden = [e.hidden[positions.to(e.hidden.device)] for e in expected]  # type: ignore[index,union-attr]
-        config, heads = self.config, [o.teacher.head for o in self.objectives]
-        task_weight = config.task_weight if labels is not None else 0.0
-
-        def theirs(rows: slice, device: torch.device) -> Iterator[tuple[float, torch.Tensor]]:
-            for share, head, states in zip(self.weights, heads, hidden, strict=True):
-                # Not inside `yield`: whoever takes the value goes on with gradients.
-                with torch.no_grad():
-                    logits = head.logits(states[rows]).to(device)
-                yield share, logits
-
-        def by_formula(logits: torch.Tensor, rows: slice) -> Any:
-            return cross_entropy_and_kl(
-                logits,
-                None if labels is None else labels[rows],
-                theirs(rows, logits.device),
-                task_weight=task_weight,
-                logit_weight=config.logit_weight,
-                temperature=config.temperature,
-                smoothing=smoothing,
-                with_entropy=config.divergence == "soft_cross_entropy",
-            )
-
-        def by_definition(logits: torch.Tensor, rows: slice) -> Any:
-            task = divergence = logits.sum() * 0.0
-            if labels is not None:
-                task = F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=smoothing)
-            for objective, (share, target) in zip(self.objectives, theirs(rows, logits.device), strict=True):
-                function = objective.divergence_at(progress)
-                total, _ = divergence_of_rows(function, logits, target, config.temperature)
-                divergence = divergence + share * total
-            return task_weight * task + config.logit_weight * divergence, torch.stack([task, divergence])
-
-        return by_formula if self._has_formula() else by_autograd(by_definition)
+        pairs = zip(self.objectives, self.weights, expected, strict=True)
+        theirs = [(share, o.divergence_at(progress), o.teacher.rows(e.hidden, positions)) for o, share, e in pairs]
+        config = self.config
+        with_entropy = config.divergence == "soft_cross_entropy"
+        weights = TermWeights(config.task_weight, config.logit_weight, config.temperature, smoothing, with_entropy)
+        terms = _ChunkTerms(weights, theirs, labels)
+        return terms.by_formula if self._has_formula() else by_autograd(terms.by_definition)
 
     def _has_formula(self) -> bool:
-        heads = [o.teacher.head for o in self.objectives] + [LanguageHead(self.objectives[0].student)]
-        is_one_size = len({getattr(head.layer, "out_features", head) for head in heads}) == 1
-        return self.config.divergence in ("forward_kl", "soft_cross_entropy") and is_one_size
+        if self.config.divergence not in ("forward_kl", "soft_cross_entropy"):
+            return False
+        ours = getattr(LanguageHead(self.objectives[0].student).layer, "out_features", None)
+        sizes = {o.teacher.classes for o in self.objectives if not o.teacher.is_sampled}
+        return ours is not None and sizes <= {ours}
 
     def _mean(self, terms: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
         found: dict[str, Term] = {}
@@ -149,21 +128,81 @@ class TeacherEnsemble:
         return found
 
 
+@dataclass(frozen=True)
+class _ChunkTerms:
+    """The loss on some rows of logits, from what `TeacherEnsemble.chunk_loss` was given."""
+
+    weights: TermWeights
+    # Share, divergence, and the function from rows to logits or `SparseRows`.
+    teachers: Sequence[tuple[float, Divergence, Callable[[slice], Any]]]
+    labels: torch.Tensor | None
+
+    def by_formula(self, logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss, its gradient and both sums, for forward KL and soft cross-entropy."""
+        labels = None if self.labels is None else self.labels[rows]
+        teachers = ((share, target) for share, _, target in self._targets(logits, rows))
+        return cross_entropy_and_kl(logits, labels, teachers, self.weights)
+
+    def by_definition(self, logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss and both sums, for any divergence."""
+        weights = self.weights
+        task = total = logits.sum() * 0.0
+        if self.labels is not None:
+            task = F.cross_entropy(logits, self.labels[rows], reduction="sum", label_smoothing=weights.smoothing)
+        for share, divergence, target in self._targets(logits, rows):
+            if isinstance(target, SparseRows):
+                part = sparse_divergence(logits, target, weights.temperature, weights.with_entropy)
+            else:
+                part, _ = divergence_of_rows(divergence, logits, target, weights.temperature)
+            total = total + share * part
+        return weights.task * task + weights.logit * total, torch.stack([task, total])
+
+    def _targets(self, logits: torch.Tensor, rows: slice) -> Iterator[tuple[float, Divergence, Any]]:
+        for share, divergence, target_of in self.teachers:
+            found = target_of(rows)
+            is_sparse = isinstance(found, SparseRows)
+            yield share, divergence, found.within(logits.shape[-1]) if is_sparse else found.to(logits.device)
+
+
 def make_objective(
     config: DistillationConfig,
-    teachers: TeacherSource | Sequence[TeacherSource],
+    teachers: TeacherSource | Sequence[TeacherSource] | None,
     student: nn.Module,
     device: torch.device | str | None = None,
+    processing_class: Any = None,
 ) -> TeacherEnsemble:
-    """Load and place the teachers, and check each against `student`.
+    """Load and place the teachers, or open their cache, and check each against `student`.
+
+    Args:
+        config: which terms there are, and how to load a teacher from a folder or a Hub id.
+        teachers: models, folders or Hub ids; None if `config.cache` stands for them. With both, the one teacher is
+            compared with the cache and let go.
+        student: the model in training.
+        device: where the teachers go.
+        processing_class: the student's tokenizer, compared with those of the teachers.
 
     Raises:
         ConfigError: for options that do not go together.
         TeacherError: if a teacher and the student do not fit together.
+        CheckpointError: if the cache is unfinished, or of another teacher.
     """
-    sources = [teachers] if isinstance(teachers, (nn.Module, str, Path)) else list(teachers)
+    sources = [teachers] if isinstance(teachers, (nn.Module, str, Path)) else list(teachers or [])
+    ours = vocabulary(processing_class)
+    if config.cache:
+        cached = CachedTeacher(config.cache)
+        cached.check_source(sources, ours, lambda source: _model(config, source))
+        return TeacherEnsemble([DistillationObjective(config, cached, student)])
     if not sources:
         raise ConfigError("teacher is an empty list; give at least one model, folder or Hub id")
-    models = [s if isinstance(s, nn.Module) else load_teacher_model(s) for s in sources]
-    objectives = [DistillationObjective(config, Teacher(m, device), student) for m in models]
+    for source in sources:
+        name = getattr(source, "name_or_path", "") if isinstance(source, nn.Module) else source
+        if ours is not None and name:
+            check_vocabularies(ours, vocabulary_of_source(name))
+    objectives = [DistillationObjective(config, Teacher(_model(config, s), device), student) for s in sources]
     return TeacherEnsemble(objectives, config.teacher_weights)
+
+
+def _model(config: DistillationConfig, source: TeacherSource) -> nn.Module:
+    if isinstance(source, nn.Module):
+        return source
+    return load_teacher_model(source, config.teacher_precision, config.teacher_device_map)

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from hf_compress.distillation.alignment import alignment_of, outputs_of, plain_model
+from hf_compress.distillation.cached import CachedTeacher, sparse_rows
 from hf_compress.distillation.capture import Seen, seen_in, use_eager_attention, watched_attention
 from hf_compress.distillation.config import DistillationConfig
 from hf_compress.distillation.knowledge import IntermediateKnowledge
@@ -29,7 +30,8 @@ from hf_compress.distillation.reduce import (
     span_logits,
     valid_positions,
 )
-from hf_compress.distillation.teacher import Teacher, check_teacher
+from hf_compress.distillation.sparse import sparse_divergence
+from hf_compress.distillation.teacher import Teacher, logits_of
 from hf_compress.errors import ConfigError, TeacherError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -59,12 +61,12 @@ class Expected:
     Args:
         outputs: of its forward call.
         seen: its layers.
-        hidden: (batch, length, width), what goes into its head; None if `outputs` has the logits.
+        hidden: what the teacher makes rows of logits from; None if `outputs` has them all.
     """
 
     outputs: Any
     seen: Seen
-    hidden: torch.Tensor | None = None
+    hidden: Any = None
 
 
 class DistillationObjective:
@@ -72,7 +74,7 @@ class DistillationObjective:
 
     Args:
         config: temperature, weights, divergence, layer map.
-        teacher: a frozen model.
+        teacher: a frozen model, or what it said.
         student: the model in training, to check that both fit and to find which positions count.
 
     Raises:
@@ -80,13 +82,14 @@ class DistillationObjective:
         TeacherError: if teacher and student do not fit together.
     """
 
-    def __init__(self, config: DistillationConfig, teacher: Teacher, student: nn.Module) -> None:
+    def __init__(self, config: DistillationConfig, teacher: Teacher | CachedTeacher, student: nn.Module) -> None:
         self.config = config
         self.teacher = teacher
         self.student = plain_model(student)
         self.alignment = alignment_of(student)
-        self._order = check_teacher(teacher.model, student) if config.logit_weight > 0 else None
+        self._order = teacher.check(student) if config.logit_weight > 0 else None
         self._divergence, self._follows_progress = make_divergence(config)
+        self._require_cache_fits()
         weights = (config.hidden_weight, config.attention_weight, config.relation_weight, config.gram_weight)
         self.knowledge = IntermediateKnowledge(config, self.student, teacher.model) if any(weights) else None
         if config.attention_weight > 0:
@@ -114,7 +117,8 @@ class DistillationObjective:
             inputs: the batch, with or without labels.
             is_chunked: leave its language-model head out; `Expected.hidden` has what goes into it.
         """
-        with self.watching(self.teacher.model) as theirs:
+        watching = self.watching(self.teacher.model) if self.teacher.model is not None else contextlib.nullcontext({})
+        with watching as theirs:
             if is_chunked:
                 outputs, hidden = self.teacher.hidden(inputs, self.asks())
             else:
@@ -166,6 +170,8 @@ class DistillationObjective:
         positions = valid_positions(inputs, self.alignment)
         if self.alignment == SPANS:
             return self._spans(outputs, expected, inputs, positions, divergence)
+        if "sparse" in expected:
+            return self._sparse_term(logits_of(outputs), expected, positions)
         student_logits, teacher_logits = logits_of(outputs), logits_of(expected)
         if teacher_logits is None or student_logits is None:
             raise TeacherError(
@@ -177,6 +183,34 @@ class DistillationObjective:
         self._check_shapes(positions, student_logits, teacher_logits)
         kind = outputs_of(self.student, inputs.get("labels"))
         return divergence_term(divergence, student_logits, teacher_logits, positions, self.config.temperature, kind)
+
+    def _require_cache_fits(self) -> None:
+        teacher, config = self.teacher, self.config
+        weights = ("hidden_weight", "attention_weight", "relation_weight", "gram_weight")
+        asked = [name for name in weights if getattr(config, name) > 0]
+        if asked and isinstance(teacher, CachedTeacher):
+            raise ConfigError(f"DistillationConfig: {asked[0]} needs the teacher itself; a cache has its logits only")
+        if not isinstance(teacher, CachedTeacher) or not teacher.is_sampled:
+            return
+        if config.divergence not in ("forward_kl", "soft_cross_entropy"):
+            raise ConfigError(
+                f"DistillationConfig: divergence {config.divergence!r} needs all probabilities, the cache has some; "
+                "take forward_kl, or a cache with a top_k as large as the vocabulary"
+            )
+        if config.temperature != teacher.settings["temperature"]:
+            raise ConfigError(
+                f"DistillationConfig: temperature is {config.temperature:g}, the cache was made at "
+                f"{teacher.settings['temperature']:g}; its probabilities hold there only"
+            )
+
+    def _sparse_term(
+        self, student_logits: torch.Tensor | None, expected: Any, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, int]:
+        if student_logits is None:
+            raise TeacherError("the student returned no logits; load it with the head of the task")
+        rows, with_entropy = student_logits[positions], self.config.divergence == "soft_cross_entropy"
+        target = sparse_rows(expected, positions).within(rows.shape[-1])
+        return sparse_divergence(rows, target, self.config.temperature, with_entropy), len(rows)
 
     def _spans(
         self, outputs: Any, expected: Any, inputs: Mapping[str, Any], positions: torch.Tensor, divergence: Divergence
@@ -223,13 +257,3 @@ def make_divergence(config: DistillationConfig) -> tuple[Divergence, bool]:
     if problems:
         raise ConfigError("DistillationConfig: " + "; ".join(problems))
     return functools.partial(function, **config.divergence_options), "progress" in keywords
-
-
-def logits_of(outputs: Any) -> torch.Tensor | None:
-    """Return the logits in the output of a model: by name, or the first tensor of a tuple that is no loss."""
-    if isinstance(outputs, torch.Tensor):
-        return outputs
-    if isinstance(outputs, Mapping):
-        return outputs.get("logits")
-    parts: Sequence[Any] = outputs if isinstance(outputs, (tuple, list)) else ()
-    return next((o for o in parts if isinstance(o, torch.Tensor) and o.dim() > 1), None)

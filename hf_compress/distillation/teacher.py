@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_compress.distillation.head import LanguageHead
+from hf_compress.distillation.head import LanguageHead, require_rows
 from hf_compress.errors import TeacherError
 
 # What the inputs of the models of transformers call their labels.
@@ -30,6 +30,8 @@ class Teacher:
         model: the teacher; it is put into evaluation mode.
         device: where to run it; a model that is quantized or split over devices stays where it is.
     """
+
+    is_sampled = False
 
     def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
         movable = not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None
@@ -65,9 +67,45 @@ class Teacher:
         """The language-model head."""
         return LanguageHead(self.model)
 
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of a language-model head; None if it does not say."""
+        return getattr(self.head.layer, "out_features", None)
 
-def load_teacher_model(source: str | Path) -> nn.Module:
+    def try_head(self, batch: Mapping[str, Any]) -> str:
+        """Return why logits cannot be made outside the model, found on a few tokens; "" if they can."""
+        if self.head.layer is not None:
+            self.head.try_out(self.outputs, batch)
+        return self.head.problem
+
+    def check(self, student: nn.Module) -> torch.Tensor | None:
+        """Make sure that the logits mean the same as the student's; as `check_teacher`."""
+        return check_teacher(self.model, student)
+
+    def rows(self, hidden: Any, positions: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """Return the function from rows, among the positions that count, to their logits.
+
+        Args:
+            hidden: what `hidden` gave, (batch, length, width).
+            positions: bool (batch, length).
+        """
+        require_rows(hidden, positions, "teacher")
+        states = hidden[positions.to(hidden.device)]
+
+        @torch.no_grad()
+        def logits(rows: slice) -> torch.Tensor:
+            return self.head.logits(states[rows])
+
+        return logits
+
+
+def load_teacher_model(source: str | Path, precision: str = "", device_map: str = "") -> nn.Module:
     """Load a teacher from a Hub id or a folder, with the class that its config names.
+
+    Args:
+        source: the folder or id.
+        precision: "", float16, bfloat16, or with bitsandbytes int8, nf4, fp4.
+        device_map: "", or as in `from_pretrained`: auto, balanced, sequential, a device.
 
     Raises:
         TeacherError: if the config names no class of transformers.
@@ -82,7 +120,16 @@ def load_teacher_model(source: str | Path) -> nn.Module:
             f"the config of teacher {Path(source).name!r} names no class of transformers (architectures={names}); "
             "load the model yourself and pass it as teacher"
         )
-    return model_class.from_pretrained(source)
+    options: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    if precision in ("float16", "bfloat16"):
+        options["dtype"] = getattr(torch, precision)
+    elif precision:
+        is_8_bit = precision == "int8"
+        four = {} if is_8_bit else {"bnb_4bit_quant_type": precision, "bnb_4bit_compute_dtype": torch.bfloat16}
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_8bit=is_8_bit, load_in_4bit=not is_8_bit, **four
+        )
+    return model_class.from_pretrained(source, **options)
 
 
 def check_teacher(teacher: nn.Module, student: nn.Module) -> torch.Tensor | None:
@@ -97,24 +144,46 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> torch.Tensor | None
     """
     if teacher is student:
         raise TeacherError("teacher and student are the same object; pass a copy (copy.deepcopy) as teacher")
-    ours, theirs = getattr(student, "config", None), getattr(teacher, "config", None)
-    if ours is None or theirs is None:
+    theirs = getattr(teacher, "config", None)
+    if getattr(student, "config", None) is None or theirs is None:
         return None
-    if not _has_vocabulary_head(student):
-        return _label_order(dict(ours.id2label), dict(theirs.id2label))
-    if _has_vocabulary_head(teacher):
-        sizes = ours.get_text_config().vocab_size, theirs.get_text_config().vocab_size
-        if abs(sizes[0] - sizes[1]) > _LARGEST_VOCABULARY_PADDING * max(sizes):
-            raise TeacherError(
-                f"the student's vocabulary has {sizes[0]} entries, the teacher's {sizes[1]}: that is more than "
-                "padding, so their tokenizers differ; take a teacher with the student's tokenizer"
-            )
+    vocabulary = theirs.get_text_config().vocab_size if has_vocabulary_head(teacher) else None
+    return check_labels(student, dict(theirs.id2label), vocabulary)
+
+
+def check_labels(student: Any, labels: dict[int, str], vocabulary: int | None) -> torch.Tensor | None:
+    """Make sure that a teacher's logits mean the same as the student's; as `check_teacher`.
+
+    Args:
+        student: a transformers model.
+        labels: the teacher's, by number.
+        vocabulary: size of the teacher's, if it is a language model.
+    """
+    if not has_vocabulary_head(student):
+        return _label_order(dict(student.config.id2label), labels)
+    ours = student.config.get_text_config().vocab_size
+    if vocabulary is not None and abs(ours - vocabulary) > _LARGEST_VOCABULARY_PADDING * max(ours, vocabulary):
+        raise TeacherError(
+            f"the student's vocabulary has {ours} entries, the teacher's {vocabulary}: that is more than "
+            "padding, so their tokenizers differ; take a teacher with the student's tokenizer"
+        )
     return None
 
 
-def _has_vocabulary_head(model: nn.Module) -> bool:
+def has_vocabulary_head(model: Any) -> bool:
+    """Return whether `model` predicts tokens."""
     get = getattr(model, "get_output_embeddings", None)
     return get is not None and get() is not None
+
+
+def logits_of(outputs: Any) -> torch.Tensor | None:
+    """Return the logits in the output of a model: by name, or the first tensor of a tuple that is no loss."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits")
+    parts: Sequence[Any] = outputs if isinstance(outputs, (tuple, list)) else ()
+    return next((o for o in parts if isinstance(o, torch.Tensor) and o.dim() > 1), None)
 
 
 def _label_order(ours: dict[int, str], theirs: dict[int, str]) -> torch.Tensor | None:

@@ -20,9 +20,9 @@ from transformers import Trainer
 from hf_compress.distillation.chunked import after, chunked_head_loss, rows_at_a_time
 from hf_compress.distillation.ensemble import TeacherEnsemble
 from hf_compress.distillation.head import LanguageHead, few_tokens, require_rows
-from hf_compress.distillation.objective import Term, logits_of
+from hf_compress.distillation.objective import Term
 from hf_compress.distillation.reduce import CAUSAL, ROWS, SPANS, valid_positions
-from hf_compress.distillation.teacher import LABELS
+from hf_compress.distillation.teacher import LABELS, has_vocabulary_head, logits_of
 from hf_compress.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -126,10 +126,9 @@ class ChunkedLoss:
         without = self._without_labels(few)
         for objective in self.objective.objectives:
             teacher = objective.teacher
-            if teacher.head.layer is not None:
-                teacher.head.try_out(lambda batch, teacher=teacher: teacher.outputs(batch), without)
-            if teacher.head.problem:
-                return "the teacher: " + teacher.head.problem
+            problem = teacher.try_head(without)
+            if problem:
+                return "the teacher: " + problem
         with _evaluating(model), torch.no_grad():
             logits = self.head.try_out(lambda batch: model(**batch), without)
             if logits is None:
@@ -166,7 +165,7 @@ def _problem(trainer: Any, objective: TeacherEnsemble, alignment: str) -> str:
     from hf_compress.training.mixin import CompressionMixin
 
     own = getattr(super(CompressionMixin, trainer).compute_loss, "__func__", None)
-    head = LanguageHead(_plain(trainer.model)) if _has_head(trainer.model) else None
+    head = LanguageHead(_plain(trainer.model)) if has_vocabulary_head(trainer.model) else None
     reasons = {
         "the model has no language-model head": head is None or alignment in (ROWS, SPANS),
         "its head is not a plain linear layer": head is not None and not head.is_plain,
@@ -184,13 +183,10 @@ def _plain(model: nn.Module) -> Any:
     return getattr(model, "module", model)
 
 
-def _has_head(model: nn.Module) -> bool:
-    get = getattr(model, "get_output_embeddings", None)
-    return get is not None and get() is not None
-
-
 def _is_large(model: Any) -> bool:
-    return _has_head(model) and getattr(model.get_output_embeddings(), "out_features", 0) >= _LARGE_VOCABULARY
+    return (
+        has_vocabulary_head(model) and getattr(model.get_output_embeddings(), "out_features", 0) >= _LARGE_VOCABULARY
+    )
 
 
 @contextlib.contextmanager

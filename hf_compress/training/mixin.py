@@ -39,8 +39,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
     Args:
         *args: of the Trainer below.
         compression: what to do; None leaves the Trainer as it is.
-        teacher: a model, a folder or a Hub id, or a list of these; needed if and only if `compression.distillation`
-            is set.
+        teacher: a model, a folder or a Hub id, or a list of these; for `compression.distillation`, which needs it or
+            a cache.
         unlabeled_dataset: rows on which only the teacher's terms count, mixed in by `distillation.unlabeled_ratio`.
         **kwargs: of the Trainer below.
 
@@ -76,8 +76,10 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             self._pruning_callback = PruningCallback(self.pruner, saves=False)
         self._restore = self._pruning_callback or RestoreWeights()
         self.add_callback(self._restore)
-        if compression.distillation is not None and teacher is not None:
-            self._objective = make_objective(compression.distillation, teacher, self.model, self.args.device)
+        if compression.distillation is not None:
+            self._objective = make_objective(
+                compression.distillation, teacher, self.model, self.args.device, self.processing_class
+            )
             if self._objective.projections:
                 self._projections = projection_callback(self, self._objective.projections, self._restore)
                 self.add_callback(self._projections)

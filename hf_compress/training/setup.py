@@ -27,9 +27,12 @@ def check_arguments(compression: Any, teacher: Any, unlabeled_dataset: Any = Non
             f"compression must be a CompressionConfig (CompressionConfig.from_dict reads plain data), found "
             f"{type(compression).__name__}"
         )
-    distils = compression is not None and compression.distillation is not None
-    if distils and teacher is None:
-        raise ConfigError("distillation needs a teacher: pass teacher= a model, a folder or a Hub id")
+    distillation = compression.distillation if compression is not None else None
+    distils = distillation is not None
+    if distillation is not None and teacher is None and not distillation.cache:
+        raise ConfigError(
+            "distillation needs a teacher: pass teacher= a model, a folder or a Hub id, or make a cache of one"
+        )
     if unlabeled_dataset is not None and not distils:
         raise ConfigError("unlabeled_dataset is for the teacher's terms, and compression has no distillation")
     if teacher is not None and not distils:

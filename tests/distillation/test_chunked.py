@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_compress.distillation.chunked import after, by_autograd, chunked_head_loss, cross_entropy_and_kl
+from hf_compress.distillation.chunked import after, by_autograd, chunked_head_loss
+from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
 from hf_compress.distillation.losses import DIVERGENCES
 
 ROWS, WIDTH, CLASSES = 13, 6, 20
@@ -112,11 +113,7 @@ def test_the_formula_of_cross_entropy_and_kl_is_their_gradient(temperature, smoo
         logits,
         labels,
         zip((0.3, 0.7), teachers, strict=True),
-        task_weight=0.4,
-        logit_weight=0.6,
-        temperature=temperature,
-        smoothing=smoothing,
-        with_entropy=name == "soft_cross_entropy",
+        TermWeights(0.4, 0.6, temperature, smoothing, with_entropy=name == "soft_cross_entropy"),
     )
     close = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
     torch.testing.assert_close(gradient, slope, **close)
@@ -125,9 +122,7 @@ def test_the_formula_of_cross_entropy_and_kl_is_their_gradient(temperature, smoo
 
 def test_equal_logits_of_the_formula_give_exactly_no_divergence():
     logits = 3 * torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
-    loss, gradient, _ = cross_entropy_and_kl(
-        logits, None, [(1.0, logits.clone())], task_weight=1.0, logit_weight=1.0, temperature=2.0
-    )
+    loss, gradient, _ = cross_entropy_and_kl(logits, None, [(1.0, logits.clone())], TermWeights(1.0, 1.0, 2.0))
     assert float(loss) == 0
     assert float(gradient.abs().max()) < 1e-6
 
