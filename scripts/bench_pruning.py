@@ -37,7 +37,8 @@ def accuracy(prediction) -> dict[str, float]:
 def run(args, data, tokenizer, pruning: PruningConfig | None, distils: bool, seed: int) -> float:
     """Return the accuracy after one training run; of the dense model if there is nothing to prune."""
     model = AutoModelForSequenceClassification.from_pretrained(args.dense)
-    distillation = DistillationConfig(temperature=2.0, task_weight=0.1, logit_weight=0.9) if distils else None
+    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": args.hidden_weight}
+    distillation = DistillationConfig(**terms) if distils else None
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=64,
@@ -67,6 +68,7 @@ parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9])
 parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 parser.add_argument("--distil", type=int, nargs="+", default=[0, 1])
+parser.add_argument("--hidden-weight", type=float, default=0.0)
 parser.add_argument("--held-out", action="store_true")
 args = parser.parse_args()
 torch.set_num_threads(1)

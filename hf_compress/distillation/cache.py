@@ -79,8 +79,16 @@ def cache_teacher(
     _wait()
     writer = writer or CacheWriter(Path(folder), settings)
     asked = Teacher(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    collator = collator or _default_collator(processing_class)
-    _fill(writer, settings, asked, rows, collator, batch_size, f"{rank:03d}", progress)
+    _fill(
+        writer,
+        settings,
+        asked,
+        rows,
+        collator or _default_collator(processing_class),
+        batch_size,
+        f"{rank:03d}",
+        progress,
+    )
     _wait()
     if rank == 0:
         writer.finish()
