@@ -25,6 +25,7 @@ _HOMES = {
     "shrink": "architecture.shrink",
     "quantize": "quantization.bnb",
     "cache_teacher": "distillation.cache",
+    "choose_logit_weight": "training.choose",
     "make_student": "distillation.student",
     "measure": "measurement.api",
     "compare": "report.compare",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
     from hf_compress.recipes.recipe import run_recipe as run_recipe
     from hf_compress.report.compare import compare as compare
+    from hf_compress.training.choose import choose_logit_weight as choose_logit_weight
     from hf_compress.training.mixin import CompressionMixin as CompressionMixin
     from hf_compress.training.trainer import CompressionTrainer as CompressionTrainer
     from hf_compress.training.trainer import DistillationTrainer as DistillationTrainer

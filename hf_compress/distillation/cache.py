@@ -73,27 +73,18 @@ def cache_teacher(
         top_k = 32
     if top_k is not None:
         settings |= {"top_k": top_k, "tail_draws": tail_draws, "temperature": temperature, "seed": seed}
-    rank, world = _process()
-    rows = _Rows(dataset, rank, world, settings["inputs"])
-    writer = CacheWriter(Path(folder), settings) if rank == 0 else None
-    _wait()
-    writer = writer or CacheWriter(Path(folder), settings)
+    rows = _Rows(dataset, *_process(), settings["inputs"])
+    writer = _shared_writer(Path(folder), settings)
     asked = Teacher(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _fill(
-        writer,
-        settings,
-        asked,
-        rows,
-        collator or _default_collator(processing_class),
-        batch_size,
-        f"{rank:03d}",
-        progress,
-    )
-    _wait()
-    if rank == 0:
-        writer.finish()
-    _wait()
+    _fill(writer, settings, asked, rows, collator or _default_collator(processing_class), batch_size, progress)
     return Path(folder)
+
+
+def _shared_writer(folder: Path, settings: Mapping[str, Any]) -> CacheWriter:
+    rank, _ = _process()
+    writer = CacheWriter(folder, settings) if rank == 0 else None
+    _wait()
+    return writer or CacheWriter(folder, settings)
 
 
 def _settings(model: Any, processing_class: Any, rows: int) -> dict[str, Any]:
@@ -117,11 +108,11 @@ def _fill(
     rows: _Rows,
     collator: Callable,
     batch_size: int,
-    suffix: str,
     progress: bool,
 ) -> None:
     from tqdm.auto import tqdm
 
+    rank, _ = _process()
     known, stored = writer.known(), StoredOutputs(settings)
     bar = tqdm(total=len(rows), desc="teacher", unit="rows", disable=not progress)
     for start in range(0, len(rows), _WINDOW * batch_size):
@@ -141,8 +132,12 @@ def _fill(
                 known.update(found["key"])
             bar.update(len(keys))
         if columns:
-            writer.add(columns, suffix)
+            writer.add(columns, f"{rank:03d}")
     bar.close()
+    _wait()
+    if rank == 0:
+        writer.finish()
+    _wait()
 
 
 class _Rows:

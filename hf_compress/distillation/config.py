@@ -81,6 +81,15 @@ class DistillationConfig(Options):
     cache: str = field(
         default="", metadata={"help": "folder made by cache_teacher, which stands for the teacher; empty: none"}
     )
+    on_policy_fraction: float = field(
+        default=0.0,
+        metadata={"help": "share of batches that the student writes itself and the teacher scores, 0-1 (slow)"},
+    )
+    on_policy_tokens: int = field(default=64, metadata={"help": "most tokens that the student writes, at least 1"})
+    on_policy_temperature: float = field(default=1.0, metadata={"help": "of the student's sampling, above 0"})
+    measure_agreement: bool = field(
+        default=False, metadata={"help": "evaluate how often student and teacher predict the same (runs the teacher)"}
+    )
     unlabeled_ratio: float = field(
         default=1.0, metadata={"help": "rows of unlabeled_dataset for each labelled row, above 0"}
     )
@@ -101,7 +110,13 @@ class DistillationConfig(Options):
             yield f"the teacher would do nothing: give one of {', '.join(terms)} a positive value"
         if self.hidden_loss not in ("mse", "cosine"):
             yield f"hidden_loss must be 'mse' or 'cosine', found {self.hidden_loss!r}"
-        for name in ("unlabeled_ratio", "unlabeled_weight"):
+        if not 0 <= self.on_policy_fraction <= 1:
+            yield f"on_policy_fraction must lie in 0-1, found {self.on_policy_fraction}"
+        if self.on_policy_tokens < 1:
+            yield f"on_policy_tokens must be at least 1, found {self.on_policy_tokens}"
+        if self.cache and (self.on_policy_fraction or self.measure_agreement):
+            yield "on_policy_fraction and measure_agreement need the teacher itself; a cache knows its examples only"
+        for name in ("unlabeled_ratio", "unlabeled_weight", "on_policy_temperature"):
             if not getattr(self, name) > 0:
                 yield f"{name} must be above 0, found {getattr(self, name)}"
         if self.chunk_size is not None and self.chunk_size < 0:

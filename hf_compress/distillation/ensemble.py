@@ -84,6 +84,13 @@ class TeacherEnsemble:
         pairs = zip(self.objectives, expected, strict=True)
         return self._mean([objective.layer_terms(outputs, seen, e, batch) for objective, e in pairs])
 
+    def agreement(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Return (same, all) predictions of the student and each teacher, weighted, shape (2,)."""
+        found = [
+            torch.stack([torch.as_tensor(n).float() for n in o.agreement(outputs, inputs)]) for o in self.objectives
+        ]
+        return torch.stack([share * f for share, f in zip(self.weights, found, strict=True)]).sum(0)
+
     def chunk_loss(
         self,
         expected: Sequence[Expected],

@@ -23,8 +23,10 @@ from hf_compress.distillation.config import DistillationConfig
 from hf_compress.distillation.knowledge import IntermediateKnowledge
 from hf_compress.distillation.losses import DIVERGENCES, Divergence
 from hf_compress.distillation.reduce import (
+    NUMBERS,
     PREDICTIONS,
     ROWS,
+    SIGMOID,
     SPANS,
     divergence_term,
     span_logits,
@@ -163,6 +165,45 @@ class DistillationObjective:
         """Return the divergence with its options; `progress` is how much of training is done, 0-1."""
         return functools.partial(self._divergence, progress=progress) if self._follows_progress else self._divergence
 
+    def agreement(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Return how many predictions of student and teacher are the same, and how many there are, float32 (2,).
+
+        Of several independent labels, the share that is the same counts; of spans, both ends must be.
+
+        Raises:
+            ConfigError: for regression, where nothing is ever the same.
+        """
+        batch = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        expected, positions = self.teacher.outputs(inputs), valid_positions(batch, self.alignment)
+        kind = outputs_of(self.student, batch.get("labels"))
+        if kind == NUMBERS:
+            raise ConfigError("DistillationConfig: measure_agreement is for classes; leave it out for regression")
+        if self.alignment == SPANS:
+            mask = batch.get("attention_mask")
+            best = [
+                [span_logits(o[name], mask).argmax(-1) for name in ("start_logits", "end_logits")]
+                for o in (outputs, expected)
+            ]
+            same = (best[0][0] == best[1][0]) & (best[0][1] == best[1][1])
+        else:
+            ours, theirs = self._logits(outputs, expected)
+            shared = min(ours.shape[-1], theirs.shape[-1])
+            ours, theirs = ours[..., :shared], theirs[..., :shared].to(ours.device)
+            same = ((ours > 0) == (theirs > 0)).float().mean(-1)
+            same = same if kind == SIGMOID else ours.argmax(-1) == theirs.argmax(-1)
+        return torch.stack([(same * positions).sum(), positions.sum()]).float()
+
+    def _logits(self, outputs: Any, expected: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        student_logits, teacher_logits = logits_of(outputs), logits_of(expected)
+        if teacher_logits is None or student_logits is None:
+            raise TeacherError(
+                f"the {'teacher' if teacher_logits is None else 'student'} returned no logits; load it with the head "
+                "of the task (an AutoModelFor... class), or set logit_weight=0"
+            )
+        if self._order is not None:
+            teacher_logits = teacher_logits[..., self._order.to(teacher_logits.device)]
+        return student_logits, teacher_logits
+
     def _logit_term(
         self, outputs: Any, expected: Any, inputs: Mapping[str, torch.Tensor], progress: float
     ) -> tuple[torch.Tensor, int]:
@@ -172,14 +213,7 @@ class DistillationObjective:
             return self._spans(outputs, expected, inputs, positions, divergence)
         if "sparse" in expected:
             return self._sparse_term(logits_of(outputs), expected, positions)
-        student_logits, teacher_logits = logits_of(outputs), logits_of(expected)
-        if teacher_logits is None or student_logits is None:
-            raise TeacherError(
-                f"the {'teacher' if teacher_logits is None else 'student'} returned no logits; load it with the head "
-                "of the task (an AutoModelFor... class), or set logit_weight=0"
-            )
-        if self._order is not None:
-            teacher_logits = teacher_logits[..., self._order.to(teacher_logits.device)]
+        student_logits, teacher_logits = self._logits(outputs, expected)
         self._check_shapes(positions, student_logits, teacher_logits)
         kind = outputs_of(self.student, inputs.get("labels"))
         return divergence_term(divergence, student_logits, teacher_logits, positions, self.config.temperature, kind)

@@ -5,7 +5,7 @@ Level: glue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import Trainer
 from hf_compress.distillation.ensemble import TeacherEnsemble
 from hf_compress.distillation.objective import Term
 from hf_compress.training.chunked import chunked_loss
+from hf_compress.training.on_policy import StudentWriter, Written
 from hf_compress.training.scaling import LossScale
 from hf_compress.training.unlabeled import UnlabeledBatches
 
@@ -38,7 +39,9 @@ class CompressionLoss:
         self.scale = LossScale(alignment)
         self._chunked = chunked_loss(trainer, objective, alignment) if objective is not None else None
         self._terms: dict[str, torch.Tensor] = {}
-        self._steps: set[int] = set()
+        self._steps: dict[str, set[int]] = {}
+        writes = objective is not None and objective.config.on_policy_fraction > 0
+        self._writer = StudentWriter(trainer, objective.config) if writes else None  # type: ignore[union-attr]
         self._unlabeled: UnlabeledBatches | None = None
         self._unlabeled_scale = LossScale(alignment)
         self._waiting: list[dict[str, Any]] = []
@@ -47,15 +50,22 @@ class CompressionLoss:
         """Learn from the teacher on `batches` too, one for each micro-batch."""
         self._unlabeled = batches
 
-    def collect(self, batches: Sequence[Any], device: torch.device) -> None:
-        """Count what the micro-batches of the next optimizer step are divided by, and get unlabelled ones for them."""
+    def collect(self, batches: Sequence[Any], device: torch.device) -> list[Any]:
+        """Count what the micro-batches of the next optimizer step are divided by, and get unlabelled ones for them.
+
+        Returns:
+            The micro-batches, some of them written by the student if so configured.
+        """
         args = self.trainer.args
         accelerator = self.trainer.accelerator if args.average_tokens_across_devices and args.world_size > 1 else None
+        first = self.trainer.state.global_step * args.gradient_accumulation_steps
+        if self._writer is not None:
+            batches = [self._writer(batch, first + i) for i, batch in enumerate(batches)]
         self.scale.collect(batches, device, accelerator)
         if self._unlabeled is not None:
-            first = self.trainer.state.global_step * args.gradient_accumulation_steps
             self._waiting = [self._unlabeled(first + i) for i in range(len(batches))]
             self._unlabeled_scale.collect(self._waiting, device, accelerator)
+        return list(batches)
 
     def __call__(
         self,
@@ -103,12 +113,12 @@ class CompressionLoss:
         return loss
 
     def drain(self) -> dict[str, float]:
-        """Return the mean of each term over the steps since the last call, over all processes."""
-        names, values, steps = list(self._terms), list(self._terms.values()), len(self._steps)
-        self._terms, self._steps = {}, set()
+        """Return the mean of each term over the steps that had it since the last call, over all processes."""
+        names, means = list(self._terms), [v.float() / len(self._steps[n]) for n, v in self._terms.items()]
+        self._terms, self._steps = {}, {}
         if not names:
             return {}
-        stacked = torch.stack([v.float() for v in values]) / steps
+        stacked = torch.stack(means)
         if self.trainer.args.world_size > 1:
             stacked = self.trainer.accelerator.reduce(stacked, "mean")
         return dict(zip(names, stacked.tolist(), strict=True))
@@ -132,8 +142,8 @@ class CompressionLoss:
     def _progress(self) -> float:
         return self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
 
-    def _has_labels(self, inputs: dict[str, Any]) -> bool:
-        return any(name in inputs for name in self.trainer.label_names)
+    def _has_labels(self, inputs: Mapping[str, Any]) -> bool:
+        return not isinstance(inputs, Written) and any(name in inputs for name in self.trainer.label_names)
 
     def _task(
         self, task_loss: TaskLoss, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool
@@ -151,7 +161,7 @@ class CompressionLoss:
 
     def _logged(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self._terms[name] = self._terms.get(name, 0) + value.detach()
-        self._steps.add(self.trainer.state.global_step)
+        self._steps.setdefault(name, set()).add(self.trainer.state.global_step)
         return value
 
     def _undo_division(self, loss: Any, num_items: Any) -> Any:

@@ -20,6 +20,7 @@ from hf_compress.pruning.callback import PruningCallback, refuse_sharding
 from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
+from hf_compress.training.agreement import TeacherAgreement
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
 from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import STATE_FILE as PROJECTIONS
@@ -65,6 +66,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self._objective: TeacherEnsemble | None = None
         self._pruning_callback: PruningCallback | None = None
         self._projections: ProjectionCallback | None = None
+        self._agreement: TeacherAgreement | None = None
         super().__init__(*args, **kwargs)
         if compression is None:
             return
@@ -83,6 +85,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             if self._objective.projections:
                 self._projections = projection_callback(self, self._objective.projections, self._restore)
                 self.add_callback(self._projections)
+            if compression.distillation.measure_agreement:
+                self._agreement = TeacherAgreement(self, self._objective)
         self._loss = CompressionLoss(self, self._objective, alignment_of(self.model))
         if unlabeled_dataset is not None and compression.distillation is not None:
             ratio = compression.distillation.unlabeled_ratio
@@ -121,7 +125,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         """Collect the micro-batches of one optimizer step and count the items that its loss is divided by."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._changes_loss:
-            self._loss.collect(batches, device)
+            batches = self._loss.collect(batches, device)
         return batches, num_items
 
     def compute_loss(
@@ -138,9 +142,20 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         Outside training this is the Trainer's loss.
         """
         if not self._changes_loss or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = self._loss(super().compute_loss, model, dict(inputs), num_items_in_batch, return_outputs)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self._agreement is not None and return_outputs:
+                self._agreement.add(found[1], inputs)
+            return found
+        loss, outputs = self._loss(super().compute_loss, model, inputs, num_items_in_batch, return_outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the Trainer does; with `measure_agreement` the metrics have `teacher_agreement`, 0-1."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._agreement is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            output.metrics.update(self._agreement.drain(prefix))
+        return output
 
     # ---- Log ----
 
