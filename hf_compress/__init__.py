@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CompressionConfig": "config",
+    "CacheConfig": "distillation.config",
     "DistillationConfig": "distillation.config",
     "PruningConfig": "pruning.config",
     "QuantizationConfig": "quantization.config",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from hf_compress.architecture.shrink import shrink as shrink
     from hf_compress.config import CompressionConfig as CompressionConfig
     from hf_compress.distillation.cache import cache_teacher as cache_teacher
+    from hf_compress.distillation.config import CacheConfig as CacheConfig
     from hf_compress.distillation.config import DistillationConfig as DistillationConfig
     from hf_compress.distillation.student import make_student as make_student
     from hf_compress.hub.card import create_card as create_card

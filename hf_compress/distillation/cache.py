@@ -16,9 +16,10 @@ import torch
 from hf_compress.distillation.alignment import alignment_of
 from hf_compress.distillation.cache_file import CacheWriter
 from hf_compress.distillation.cached import StoredOutputs, fingerprint_model
+from hf_compress.distillation.config import CacheConfig
 from hf_compress.distillation.teacher import LABELS, Teacher, has_vocabulary_head, load_teacher_model
 from hf_compress.distillation.tokens import fingerprint, vocabulary
-from hf_compress.errors import ConfigError, DataError
+from hf_compress.errors import DataError
 
 # More classes than this are stored by their largest and a sample.
 _MANY_CLASSES = 1024
@@ -29,54 +30,47 @@ def cache_teacher(
     teacher: Any,
     dataset: Any,
     folder: str | Path,
+    config: CacheConfig | None = None,
     *,
     collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
     processing_class: Any = None,
-    batch_size: int = 32,
-    top_k: int | None = None,
-    tail_draws: int = 16,
-    temperature: float = 1.0,
-    seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write the logits of `teacher` for each row of `dataset`, for `DistillationConfig(cache=folder)`.
+    """Write what `teacher` says of each row of `dataset`, for `DistillationConfig(cache=folder)`.
 
-    Up to 1,024 classes whole logits are kept, for any temperature and divergence. Of more classes each position keeps
-    its `top_k` largest probabilities and `tail_draws` draws from the others: the gradient of forward KL is right in
-    expectation, at this temperature. Called again it goes on; under several processes each takes its share.
+    Called again after an interruption it goes on; under several processes each takes its share.
 
     Args:
         teacher: a model, a folder or a Hub id.
         dataset: rows as mappings, with a length, as the Trainer will get them.
         folder: to write to; new, empty, or of the same call before.
+        config: what is kept; the defaults if not given.
         collator: makes a batch of a list of rows, as the Trainer's will; without randomness. By default that of the
             Trainer: padding if there is a tokenizer.
         processing_class: tokenizer of the data; its vocabulary is remembered and compared.
-        batch_size: rows at a time, at least 1.
-        top_k: probabilities kept of each position; None: 32 if there are more than 1,024 classes.
-        tail_draws: draws from the others, at least 0; without any the student becomes over-confident.
-        temperature: above 0; of the probabilities, not of whole logits.
-        seed: of the draws.
         device: where to run; by default a GPU if there is one.
         progress: show a bar.
 
     Raises:
         CheckpointError: if `folder` holds something else, or a cache with other settings.
         DataError: if `dataset` is empty or has no column that the teacher takes.
-        ConfigError: for a number out of range.
     """
-    _check(dataset, temperature, batch_size, 1 if top_k is None else top_k, tail_draws)
+    config = config or CacheConfig()
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError("the dataset must have a length and rows by number; a stream has neither")
+    if len(dataset) == 0:
+        raise DataError("the dataset is empty; expected at least one row")
     model = teacher if isinstance(teacher, torch.nn.Module) else load_teacher_model(teacher)
     settings = _settings(model, processing_class, len(dataset))
-    if top_k is None and settings["classes"] > _MANY_CLASSES:
-        top_k = 32
-    if top_k is not None:
-        settings |= {"top_k": top_k, "tail_draws": tail_draws, "temperature": temperature, "seed": seed}
+    top_k = config.top_k or (32 if settings["classes"] > _MANY_CLASSES else 0)
+    if top_k:
+        kept = {"tail_draws": config.tail_draws, "temperature": config.temperature, "seed": config.seed}
+        settings |= {"top_k": top_k, **kept}
     rows = _Rows(dataset, *_process(), settings["inputs"])
     writer = _shared_writer(Path(folder), settings)
     asked = Teacher(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _fill(writer, settings, asked, rows, collator or _default_collator(processing_class), batch_size, progress)
+    _fill(writer, settings, asked, rows, collator or _default_collator(processing_class), config.batch_size, progress)
     return Path(folder)
 
 
@@ -170,18 +164,6 @@ def _default_collator(processing_class: Any) -> Callable:
     from transformers import DataCollatorWithPadding, default_data_collator
 
     return DataCollatorWithPadding(processing_class) if hasattr(processing_class, "pad") else default_data_collator
-
-
-def _check(dataset: Any, temperature: float, batch_size: int, top_k: int, tail_draws: int) -> None:
-    if not temperature > 0:
-        raise ConfigError(f"temperature must be above 0, found {temperature}")
-    for name, value, least in (("batch_size", batch_size, 1), ("top_k", top_k, 1), ("tail_draws", tail_draws, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}")
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError("the dataset must have a length and rows by number; a stream has neither")
-    if len(dataset) == 0:
-        raise DataError("the dataset is empty; expected at least one row")
 
 
 def _length(row: Mapping[str, Any]) -> int:

@@ -125,3 +125,31 @@ class DistillationConfig(Options):
             yield f"teacher_precision must be float16, bfloat16, int8, nf4 or fp4, found {self.teacher_precision!r}"
         if self.relation_heads < 0:
             yield f"relation_heads must be at least 0, found {self.relation_heads}"
+
+
+@dataclass(frozen=True)
+class CacheConfig(Options):
+    """What `cache_teacher` keeps of each position.
+
+    Up to 1,024 classes whole logits are kept, for any temperature and divergence; of more, the largest probabilities
+    and draws from the others, which make the gradient of forward KL right in expectation, at this temperature.
+    """
+
+    batch_size: int = field(default=32, metadata={"help": "rows that the teacher gets at a time, at least 1"})
+    top_k: int = field(
+        default=0, metadata={"help": "probabilities kept of each position; 0: all up to 1,024 classes, 32 of more"}
+    )
+    tail_draws: int = field(
+        default=16,
+        metadata={"help": "draws from the others, at least 0; without any the student becomes over-confident"},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "above 0; of the probabilities, not of whole logits"})
+    seed: int = field(default=0, metadata={"help": "of the draws"})
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each invalid value."""
+        for name, least in (("batch_size", 1), ("top_k", 0), ("tail_draws", 0)):
+            if getattr(self, name) < least:
+                yield f"{name} must be at least {least}, found {getattr(self, name)}"
+        if not self.temperature > 0:
+            yield f"temperature must be above 0, found {self.temperature}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.heads import head_modules
 from hf_compress.distillation.head import LanguageHead, require_rows
 from hf_compress.errors import TeacherError
 
@@ -126,8 +127,10 @@ def load_teacher_model(source: str | Path, precision: str = "", device_map: str 
     elif precision:
         is_8_bit = precision == "int8"
         four = {} if is_8_bit else {"bnb_4bit_quant_type": precision, "bnb_4bit_compute_dtype": torch.bfloat16}
+        with torch.device("meta"):
+            heads = head_modules(model_class(config))
         options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_8bit=is_8_bit, load_in_4bit=not is_8_bit, **four
+            load_in_8bit=is_8_bit, load_in_4bit=not is_8_bit, llm_int8_skip_modules=heads, **four
         )
     return model_class.from_pretrained(source, **options)
 

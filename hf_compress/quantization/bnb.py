@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.heads import head_modules
 from hf_compress.errors import OutputExistsError, QuantizationError
 from hf_compress.imports import require
 from hf_compress.measurement import load
@@ -99,22 +100,6 @@ def bitsandbytes_config(config: QuantizationConfig, skip_modules: list[str]) -> 
         bnb_4bit_compute_dtype=getattr(torch, config.compute_dtype),
         llm_int8_skip_modules=skip_modules,
     )
-
-
-def head_modules(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers that make the final prediction: they lie outside the base model.
-
-    transformers looks for the head by the last parameter, which is the head's bias, and so misses a classifier.
-    """
-    base = getattr(model, "base_model", model)
-    inside = set() if base is model else {id(m) for m in base.modules()}
-    heads = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and inside and id(module) not in inside
-    }
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return sorted(heads | {name for name, module in model.named_modules() if module is output})
 
 
 def _load_quantized(model_class: Any, source: Path, config: QuantizationConfig) -> Any:

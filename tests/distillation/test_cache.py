@@ -8,7 +8,7 @@ import tiny
 import torch
 from transformers import BertForQuestionAnswering, default_data_collator
 
-from hf_compress import DistillationConfig, cache_teacher
+from hf_compress import CacheConfig, DistillationConfig, cache_teacher
 from hf_compress.distillation.ensemble import make_objective
 from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
 from hf_compress.distillation.losses import forward_kl
@@ -53,7 +53,7 @@ def test_a_full_cache_says_what_the_teacher_says_in_any_batch(tmp_path, task):
     make, data, _ = TASKS[task]
     rows, collate = padded(data(20)) if task != "images" else (data(20), default_data_collator)
     teacher, student = make(1), make(0)
-    cache_teacher(teacher, rows, tmp_path / "c", collator=collate, batch_size=3, progress=False)
+    cache_teacher(teacher, rows, tmp_path / "c", CacheConfig(batch_size=3), collator=collate, progress=False)
     online = make_objective(DistillationConfig(divergence="jsd"), teacher, student)
     cached = make_objective(DistillationConfig(divergence="jsd", cache=str(tmp_path / "c")), None, student)
     for order in (range(20), [7, 3, 19], [0]):
@@ -69,9 +69,8 @@ def test_as_many_probabilities_as_there_are_tokens_are_the_whole_distribution(tm
     for parameter in teacher.parameters():
         parameter.data *= 3  # sharper
     rows, collate = padded(tiny.texts(20))
-    cache_teacher(
-        teacher, rows, tmp_path / "c", collator=collate, batch_size=3, top_k=50, temperature=2.0, progress=False
-    )
+    config = CacheConfig(batch_size=3, top_k=50, temperature=2.0)
+    cache_teacher(teacher, rows, tmp_path / "c", config, collator=collate, progress=False)
     batch = collate(rows)
     online = make_objective(DistillationConfig(), teacher, student)
     cached = make_objective(DistillationConfig(cache=str(tmp_path / "c")), None, student)
@@ -136,7 +135,7 @@ def test_a_certain_teacher_leaves_no_tail():
 
 def test_an_interrupted_cache_goes_on_and_is_the_same(tmp_path):
     teacher, rows = tiny.llama(1), tiny.texts(200)
-    options = {"batch_size": 2, "top_k": 4, "progress": False}
+    options = {"config": CacheConfig(batch_size=2, top_k=4), "progress": False}
     cache_teacher(teacher, rows, tmp_path / "whole", **options)
 
     class Stop(Exception):
@@ -170,7 +169,7 @@ def test_an_interrupted_cache_goes_on_and_is_the_same(tmp_path):
 @pytest.fixture(scope="module")
 def llama_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "c"
-    return cache_teacher(tiny.llama(1), tiny.texts(8), folder, top_k=4, temperature=2.0, progress=False)
+    return cache_teacher(tiny.llama(1), tiny.texts(8), folder, CacheConfig(top_k=4, temperature=2.0), progress=False)
 
 
 def test_misuse_is_refused(tmp_path, llama_cache):
@@ -201,9 +200,9 @@ def test_misuse_is_refused(tmp_path, llama_cache):
 def test_other_settings_and_other_folders_are_refused(tmp_path, llama_cache):
     rows, teacher = tiny.texts(8), tiny.llama(1)
     with pytest.raises(CheckpointError, match="another temperature"):
-        cache_teacher(teacher, rows, llama_cache, top_k=4, temperature=1.0, progress=False)
+        cache_teacher(teacher, rows, llama_cache, CacheConfig(top_k=4), progress=False)
     with pytest.raises(CheckpointError, match="another teacher"):
-        cache_teacher(tiny.llama(3), rows, llama_cache, top_k=4, temperature=2.0, progress=False)
+        cache_teacher(tiny.llama(3), rows, llama_cache, CacheConfig(top_k=4, temperature=2.0), progress=False)
     (tmp_path / "mine").write_text("x")
     with pytest.raises(CheckpointError, match="not empty"):
         cache_teacher(teacher, rows, tmp_path, progress=False)
@@ -218,7 +217,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path, llama_cache):
     ("change", "error", "message"),
     [
         ({"batch_size": 0}, ConfigError, "batch_size"),
-        ({"top_k": 0}, ConfigError, "top_k"),
+        ({"top_k": -1}, ConfigError, "top_k"),
         ({"tail_draws": -1}, ConfigError, "tail_draws"),
         ({"temperature": 0.0}, ConfigError, "temperature"),
         ({"dataset": []}, DataError, "empty"),
@@ -227,9 +226,9 @@ def test_other_settings_and_other_folders_are_refused(tmp_path, llama_cache):
     ],
 )
 def test_bad_input_writes_nothing(tmp_path, change, error, message):
-    options = {"dataset": tiny.texts(4), **change}
+    dataset = change.pop("dataset", tiny.texts(4))
     with pytest.raises(error, match=message):
-        cache_teacher(tiny.llama(1), options.pop("dataset"), tmp_path / "c", progress=False, **options)
+        cache_teacher(tiny.llama(1), dataset, tmp_path / "c", CacheConfig(**change), progress=False)
     assert not (tmp_path / "c").exists()
 
 

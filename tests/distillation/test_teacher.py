@@ -2,8 +2,10 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from hf_compress.distillation.config import DistillationConfig
+from hf_compress.distillation.ensemble import make_objective
 from hf_compress.distillation.objective import DistillationObjective
 from hf_compress.distillation.teacher import Teacher, check_teacher, load_teacher_model
 from hf_compress.errors import ConfigError, TeacherError
@@ -94,3 +96,42 @@ def test_a_teacher_without_a_head_is_refused():
 def test_unknown_divergences_and_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         DistillationObjective(DistillationConfig(**options), Teacher(tiny.bert(1)), tiny.bert())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "nf4", "int8"])
+def test_a_teacher_from_a_folder_is_loaded_in_few_bits_and_teaches(tmp_path, precision):
+    tiny.bert(1, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "teacher")
+    student, batch = tiny.bert(0), {k: torch.stack([r[k] for r in tiny.sentences(4)]) for k in tiny.sentences(1)[0]}
+    config = DistillationConfig(
+        teacher_precision=precision, teacher_device_map="" if precision == "bfloat16" else "cpu"
+    )
+    objective = make_objective(config, tmp_path / "teacher", student, "cpu")
+    teacher = objective.objectives[0].teacher.model
+    if precision == "bfloat16":
+        assert teacher.dtype == torch.bfloat16
+    else:
+        assert teacher.is_quantized
+    term = objective(student(**batch), batch)["distillation_loss"]
+    whole = make_objective(DistillationConfig(), tmp_path / "teacher", student, "cpu")(student(**batch), batch)
+    assert torch.isfinite(term.total)
+    torch.testing.assert_close(term.total, whole["distillation_loss"].total, rtol=0.5, atol=1e-2)
+    term.total.backward()
+    assert student.classifier.weight.grad.any()
+
+
+def test_tokenizers_that_number_tokens_differently_are_refused(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    folders = []
+    for name, order in (("teacher", words), ("other", [*words[:5], "b", "a"]), ("more", [*words, "c"])):
+        folder = tmp_path / name
+        tiny.bert(1).save_pretrained(folder)
+        BertTokenizerFast(vocab={w: i for i, w in enumerate(order)}).save_pretrained(folder)
+        folders.append(folder)
+    ours = AutoTokenizer.from_pretrained(folders[0])
+    for fitting in (folders[0], folders[2]):
+        make_objective(DistillationConfig(), fitting, tiny.bert(0), processing_class=ours)
+    with pytest.raises(TeacherError, match="'a' is 5 for the student and 6 for the teacher"):
+        make_objective(DistillationConfig(), folders[1], tiny.bert(0), processing_class=ours)
+    loaded = tiny.bert(1).from_pretrained(folders[1])
+    with pytest.raises(TeacherError, match="tokenizers"):
+        make_objective(DistillationConfig(), loaded, tiny.bert(0), processing_class=ours)

@@ -70,6 +70,17 @@ def test_distillation_of_a_language_model_is_the_same_on_two_processes(tmp_path,
         assert values[0] == pytest.approx(values[1], rel=1e-3), key
 
 
+def test_processes_make_a_cache_together_and_learn_from_it_as_one_does(tmp_path):
+    one, two, script = tmp_path / "one", tmp_path / "two", SCRIPT.with_name("two_process_distillation.py")
+    run(ALONE, one, "8", "0", "cached", script=script)
+    run(TORCHRUN, two, "4", "3", "cached", script=script)
+    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
+    assert {p.name[-3:] for p in (two / "cache").glob("part-*")} == {"000", "001"}
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+        assert torch.allclose(weight, alone["weights"][name], atol=1e-5), name
+
+
 def test_what_cannot_be_pruned_in_shards_is_refused(tmp_path):
     from types import SimpleNamespace
 

@@ -1,6 +1,6 @@
 """One distillation run of a language model, alone or under torchrun: FOLDER BATCH_SIZE CHUNK_SIZE MODE.
 
-MODE: replicas or fsdp.
+MODE: replicas, fsdp, or cached: with a cache that the processes make together first.
 """
 
 import sys
@@ -12,7 +12,7 @@ import tiny
 import torch
 from two_process import shard_on_cpu
 
-from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig
+from hf_compress import CacheConfig, CompressionConfig, CompressionTrainer, DistillationConfig, cache_teacher
 
 FSDP = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "cpu_ram_efficient_loading": False}
 
@@ -31,14 +31,20 @@ def main(folder: str, batch_size: str, chunk_size: str, mode: str) -> None:
     )
     if mode == "fsdp":
         shard_on_cpu(arguments)
+    rows, unlabeled = tiny.texts(), [{"input_ids": row["input_ids"]} for row in tiny.texts(8, seed=1)]
     config = DistillationConfig(chunk_size=int(chunk_size), relation_weight=1.0)
+    if mode == "cached":
+        bare = [{k: v for k, v in row.items() if k != "labels"} for row in [*rows, *unlabeled]]
+        bare = [{"attention_mask": torch.ones_like(row["input_ids"]), **row} for row in bare]
+        cache = cache_teacher(tiny.llama(1), bare, Path(folder) / "cache", CacheConfig(batch_size=4), progress=False)
+        config = DistillationConfig(chunk_size=int(chunk_size), cache=str(cache))
     trainer = CompressionTrainer(
         tiny.llama(0),
         arguments,
         compression=CompressionConfig(config),
-        teacher=tiny.llama(1),
-        unlabeled_dataset=[{"input_ids": row["input_ids"]} for row in tiny.texts(8)],
-        train_dataset=tiny.texts(),
+        teacher=None if mode == "cached" else tiny.llama(1),
+        unlabeled_dataset=unlabeled,
+        train_dataset=rows,
     )
     trainer.train()
     whole = {n: getattr(p, "full_tensor", lambda p=p: p)().detach() for n, p in trainer.model.named_parameters()}

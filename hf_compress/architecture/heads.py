@@ -1,0 +1,24 @@
+"""Which modules make a model's final prediction.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers that make the final prediction: they lie outside the base model.
+
+    transformers looks for the head by the last parameter, which is the head's bias, and so misses a classifier.
+    """
+    base = getattr(model, "base_model", model)
+    inside = set() if base is model else {id(m) for m in base.modules()}
+    heads = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and inside and id(module) not in inside
+    }
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return sorted(heads | {name for name, module in model.named_modules() if module is output})
