@@ -39,7 +39,9 @@ def blocks(rows, numbers, stride):
 def new_model(layers, width, heads):
     """Make a Llama with tied embeddings."""
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    config = LlamaConfig(len(numbers), intermediate_size=4 * width * 2 // 3, max_position_embeddings=LENGTH, **sizes)
+    config = LlamaConfig(
+        vocab_size=len(numbers), intermediate_size=4 * width * 2 // 3, max_position_embeddings=LENGTH, **sizes
+    )
     config.tie_word_embeddings = True
     return LlamaForCausalLM(config)
 
