@@ -1,0 +1,57 @@
+"""Accuracy of a 3-layer student of 6-layer MiniLM on SST-2, by what it learns from, at equal budgets.
+
+    python scripts/bench_distillation_sst2.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
+With --unlabeled FOLDER (parquet files of lines of text) the teacher is also asked about other text. Each finished run
+is kept in the output, so the script goes on where it was stopped.
+"""
+
+import sst2
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification, set_seed
+
+from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, make_student
+
+TERMS = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9}
+CASES = {
+    "teacher": None,
+    "plain, random initialisation": None,
+    "plain, cut from the teacher": None,
+    "logits, random initialisation": TERMS,
+    "logits": TERMS,
+    "logits + hidden states": {**TERMS, "hidden_weight": 1.0, "layer_map": "kept"},
+    "logits + relations": {**TERMS, "relation_weight": 1.0, "layer_map": "last"},
+    "logits + unlabelled text": TERMS,
+    "logits + hidden states + unlabelled text": {**TERMS, "hidden_weight": 1.0, "layer_map": "kept"},
+}
+
+parser = sst2.parser(__doc__, steps=2000, learning_rate=1e-4)
+parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+parser.add_argument("--unlabeled", help="folder with train.parquet, a column text")
+args = parser.parse_args()
+tokenizer, data = sst2.load(args)
+texts = None
+if args.unlabeled:
+    lines = load_dataset("parquet", data_files=f"{args.unlabeled}/train.parquet")["train"]["text"]
+    pieces = [s.strip() for line in lines for s in line.lower().split(" . ") if 4 <= len(s.split()) <= 30]
+    texts = [dict(tokenizer(piece, truncation=True, max_length=64)) for piece in pieces]
+
+
+def run(case, seed):
+    """Train one student."""
+    teacher = AutoModelForSequenceClassification.from_pretrained(args.dense)
+    if case == "teacher":
+        return sst2.score(CompressionTrainer, teacher, args, seed, tokenizer, data, trains=False)
+    set_seed(seed)
+    student = make_student(teacher, layers=3)
+    if "random" in case:
+        student = AutoModelForSequenceClassification.from_config(student.config)
+    else:
+        student.base_model.embeddings.requires_grad_(False)
+    config = DistillationConfig(**CASES[case]) if CASES[case] else None
+    extra = {"compression": CompressionConfig(config) if config else None, "teacher": teacher if config else None}
+    if "unlabelled" in case:
+        extra["unlabeled_dataset"] = texts
+    return sst2.score(CompressionTrainer, student, args, seed, tokenizer, data, **extra)
+
+
+sst2.table(args, [c for c in args.cases if texts or "unlabelled" not in c], run)

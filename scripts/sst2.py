@@ -1,0 +1,79 @@
+"""What the SST-2 benchmarks share: data, training arguments, a table of runs that goes on where it was stopped."""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+
+from hf_compress.measurement.environment import environment
+
+
+def parser(doc, steps, learning_rate):
+    """Return the options that all have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, required=True, help="folder with train.parquet and validation.parquet")
+    made.add_argument("--dense", required=True, help="folder of the fine-tuned model")
+    made.add_argument("--output", type=Path, required=True)
+    made.add_argument("--steps", type=int, default=steps)
+    made.add_argument("--batch-size", type=int, default=32)
+    made.add_argument("--learning-rate", type=float, default=learning_rate)
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument(
+        "--held-out", action="store_true", help="score on training data put aside, for choices"
+    )
+    return made
+
+
+def load(args):
+    """Return the tokenizer and the data: 2,000 training sentences are never trained on."""
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(args.dense)
+    files = {"train": str(args.data / "train.parquet"), "test": str(args.data / "validation.parquet")}
+    data = load_dataset("parquet", data_files=files)
+    data = data.map(lambda r: {**tokenizer(r["sentence"], truncation=True, max_length=128), "labels": r["label"]})
+    held_out = data["train"].train_test_split(2000, seed=0)
+    return tokenizer, held_out if args.held_out else {"train": held_out["train"], "test": data["test"]}
+
+
+def accuracy(prediction) -> dict[str, float]:
+    """Return the fraction of right answers."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def score(trainer_class, model, args, seed, tokenizer, data, *, trains=True, **extra) -> float:
+    """Train for the given steps, embeddings frozen unless they are new, and return the accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=64,
+            learning_rate=args.learning_rate, warmup_steps=0.05, bf16=True, seed=seed, report_to="none",
+            train_sampling_strategy="group_by_length", save_strategy="no", disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(), logging_steps=200,
+        )  # fmt: skip
+        trainer = trainer_class(
+            model, arguments, train_dataset=data["train"], eval_dataset=data["test"], compute_metrics=accuracy,
+            data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer, **extra,
+        )  # fmt: skip
+        if trains:
+            trainer.train()
+        return trainer.evaluate()["eval_accuracy"]
+
+
+def table(args, cases, run, leave_out=("data", "dense", "output")) -> None:
+    """Fill in the runs that are missing, `run(case, seed)` for each, write after each, and print the means."""
+    found = json.loads(args.output.read_text())["runs"] if args.output.is_file() else {}
+    for seed in args.seeds:
+        for case in cases:
+            if str(seed) in found.setdefault(case, {}):
+                continue
+            found[case][str(seed)] = run(case, seed)
+            settings = {k: v for k, v in vars(args).items() if k not in leave_out}
+            content = {"settings": settings, "environment": environment(), "runs": found}
+            args.output.write_text(json.dumps(content, indent=2))
+    for case, scores in found.items():
+        spread = statistics.stdev(scores.values()) if len(scores) > 1 else 0.0
+        print(f"{case:45} {100 * statistics.mean(scores.values()):6.2f} +- {100 * spread:4.2f}  ({len(scores)} seeds)")
