@@ -23,9 +23,7 @@ def parser(doc, steps, learning_rate):
     made.add_argument("--batch-size", type=int, default=32)
     made.add_argument("--learning-rate", type=float, default=learning_rate)
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    made.add_argument(
-        "--held-out", action="store_true", help="score on training data put aside, for choices"
-    )
+    made.add_argument("--held-out", action="store_true", help="score on training data put aside, for choices")
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_compress import PruningConfig, compare
+from hf_compress import DistillationConfig, PruningConfig, compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +44,24 @@ def test_the_table_of_pruning_names_what_there_is():
     for field, registry in (("criterion", CRITERIA), ("scope", SCOPES), ("schedule", CURVES)):
         assert {f"`{name}`" for name in registry} <= set(re.findall(r"`\w+`", rows[field])), field
     assert rows.keys() <= {f.name for f in dataclasses.fields(PruningConfig)}
+
+
+def test_the_table_of_distillation_names_what_there_is():
+    from hf_compress.distillation.layer_map import LAYER_MAPS
+    from hf_compress.distillation.losses import DIVERGENCES
+
+    section = README.split("## Distillation")[1].split("## ")[0]
+    rows = {
+        name: set(re.findall(r"`(\w+)`", text))
+        for names, text in re.findall(r"^\| (`.*?`) \| (.*) \|$", section, re.M)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert set(DIVERGENCES) <= rows["divergence"]
+    assert {*LAYER_MAPS, "kept"} <= rows["layer_map"]
+    fields = {f.name for f in dataclasses.fields(DistillationConfig)}
+    assert rows.keys() <= fields
+    basics = {"temperature", "task_weight", "logit_weight", "divergence_options", "hidden_loss", "relation_heads"}
+    assert fields - rows.keys() - basics <= {"on_policy_tokens", "on_policy_temperature"}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

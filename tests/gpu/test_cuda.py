@@ -13,6 +13,8 @@ from hf_compress import (
     measure,
     quantize,
 )
+from hf_compress.distillation.chunked import chunked_head_loss
+from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -87,3 +89,68 @@ def test_fsdp_on_one_device_prunes_as_without_it(tmp_path):
         trainer.train()
         found.append(trainer.pruner.masks)
     assert all(torch.equal(found[0][n], m) for n, m in found[1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chunked_head_equals_the_whole_one_in_a_fraction_of_its_memory(dtype):
+    rows, width, classes = 1024, 256, 50257
+    hidden, theirs = (torch.randn(rows, width, device="cuda", dtype=dtype) for _ in range(2))
+    weight, other = (torch.randn(classes, width, device="cuda", dtype=dtype) / 16 for _ in range(2))
+    labels = torch.randint(classes, (rows,), device="cuda")
+
+    def one(logits, which):
+        teachers = [(1.0, (theirs[which] @ other.T).float())]
+        return cross_entropy_and_kl(logits, labels[which], teachers, TermWeights(0.5, 0.5))
+
+    def run(loss_of):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss = loss_of(*leaves)
+        loss.backward()
+        return loss.detach(), [leaf.grad.float() for leaf in leaves], torch.cuda.max_memory_allocated() - before
+
+    def whole(h, w):
+        z = (h @ w.T).float()
+        p = (theirs @ other.T).float().log_softmax(-1)
+        kl = (p.exp() * (p - z.log_softmax(-1))).sum()
+        return 0.5 * torch.nn.functional.cross_entropy(z, labels, reduction="sum") + 0.5 * kl
+
+    expected, slopes, memory = run(whole)
+    found, ours, less = run(lambda h, w: chunked_head_loss(h, w, None, one, 64)[0])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    for a, b in zip(ours, slopes, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
+    assert less < memory / 3
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_teacher_in_few_bits_teaches_on_the_gpu(tmp_path, precision):
+    tiny.llama(1, **WIDE).save_pretrained(tmp_path / "teacher")
+    arguments = tiny.arguments(tmp_path, use_cpu=False, bf16=True)
+    config = DistillationConfig(teacher_precision=precision, teacher_device_map="cuda", chunk_size=8)
+    trainer = CompressionTrainer(
+        tiny.llama(),
+        arguments,
+        compression=CompressionConfig(config),
+        teacher=tmp_path / "teacher",
+        train_dataset=tiny.texts(),
+    )
+    trainer.train()
+    losses = [entry["distillation_loss"] for entry in trainer.state.log_history if "distillation_loss" in entry]
+    assert all(torch.isfinite(torch.tensor(losses)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_chunked_training_in_16_bit_follows_whole_logits(tmp_path, precision):
+    found = []
+    for size in (0, 4):
+        arguments = tiny.arguments(tmp_path, use_cpu=False, **{precision: True})
+        config = CompressionConfig(DistillationConfig(chunk_size=size))
+        trainer = CompressionTrainer(
+            tiny.llama(), arguments, compression=config, teacher=tiny.llama(1), train_dataset=tiny.texts()
+        )
+        trainer.train()
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert found[0] == pytest.approx(found[1], rel=0.02)
