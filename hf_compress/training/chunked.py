@@ -91,7 +91,9 @@ class ChunkedLoss:
         if has_task:
             labels = (batch["labels"].roll(-1, 1) if self.alignment == CAUSAL else batch["labels"])[positions]
         without = self._without_labels(inputs)
-        expected = [objective.expect(without, is_chunked=True) for objective in self.objective.objectives]
+        # With labels, which a cache may know the example by; a model that gets decoder inputs does not see them.
+        asked = {**inputs, **without}
+        expected = [objective.expect(asked, is_chunked=True) for objective in self.objective.objectives]
         smoothing = self.trainer.args.label_smoothing_factor
         loss_of = self.objective.chunk_loss(expected, positions, labels, progress, smoothing)
         if self.head.transform is not None:

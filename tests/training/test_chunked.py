@@ -18,7 +18,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig
+from hf_compress import CacheConfig, CompressionConfig, CompressionTrainer, DistillationConfig, cache_teacher
 from hf_compress.errors import ConfigError
 from hf_compress.training.chunked import ChunkedLoss
 
@@ -72,7 +72,7 @@ MODELS = {
 def trainer_for(folder, make, config, *, teacher=None, **options):
     rows = options.pop("train_dataset", None) or tiny.texts()
     extra = {k: options.pop(k) for k in ("compute_loss_func", "unlabeled_dataset") if k in options}
-    teacher = teacher if teacher is not None else make(1)
+    teacher = teacher if teacher is not None or config.get("cache") else make(1)
     return CompressionTrainer(
         make(0),
         tiny.arguments(folder, **options),
@@ -230,3 +230,15 @@ def test_a_head_with_an_adapter_gets_logits(tmp_path):
 
     with pytest.raises(ConfigError, match="not a plain linear layer"):
         trainer_for(tmp_path, adapted, {"chunk_size": 3}, teacher=tiny.llama(1))
+
+
+@pytest.mark.parametrize("chunk_size", [0, 3])
+@pytest.mark.parametrize("kept", [{}, {"top_k": 50}], ids=["whole", "all of 50"])
+@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
+def test_a_cache_teaches_what_its_teacher_does(tmp_path, name, kept, chunk_size):
+    make = MODELS[name]
+    cache = cache_teacher(make(1), tiny.texts(), tmp_path / "c", CacheConfig(temperature=2.0, **kept), progress=False)
+    online = trainer_for(tmp_path, make, {"chunk_size": chunk_size})
+    cached = trainer_for(tmp_path, make, {"chunk_size": chunk_size, "cache": str(cache)})
+    # Probabilities are 16 bit on disk.
+    assert_same(step(cached), step(online), rtol=1e-2 if kept else 1e-4, atol=1e-3 if kept else 1e-6)
