@@ -29,6 +29,7 @@ parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASE
 parser.add_argument("--unlabeled", help="folder with train.parquet, a column text")
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
+cache = str(sst2.cached(args, tokenizer, data))
 texts = None
 if args.unlabeled:
     lines = load_dataset("parquet", data_files=f"{args.unlabeled}/train.parquet")["train"]["text"]
@@ -47,8 +48,11 @@ def run(case, seed):
         student = AutoModelForSequenceClassification.from_config(student.config)
     else:
         student.base_model.embeddings.requires_grad_(False)
-    config = DistillationConfig(**CASES[case]) if CASES[case] else None
-    extra = {"compression": CompressionConfig(config) if config else None, "teacher": teacher if config else None}
+    # Layers and other text need the teacher itself.
+    is_cached = case.startswith("logits") and "+" not in case
+    config = DistillationConfig(**CASES[case], cache=cache if is_cached else "") if CASES[case] else None
+    compression = CompressionConfig(config) if config else None
+    extra = {"compression": compression, "teacher": None if is_cached or config is None else teacher}
     if "unlabelled" in case:
         extra["unlabeled_dataset"] = texts
     return sst2.score(CompressionTrainer, student, args, seed, tokenizer, data, **extra)

@@ -22,9 +22,9 @@ parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
 parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"])
 parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
 parser.add_argument("--distil", nargs="+", default=["alone", "distilled"], choices=["alone", "distilled"])
-parser.add_argument("--hidden-weight", type=float, default=0.0, help="of the hidden states, where it is distilled")
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
+cache = sst2.cached(args, tokenizer, data)
 
 
 def run(case, seed):
@@ -34,11 +34,11 @@ def run(case, seed):
     if case == "dense":
         return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, trains=False)
     sparsity, name, how = case.split(" | ")
-    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": args.hidden_weight}
+    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "cache": str(cache)}
     distillation = DistillationConfig(**terms) if how == "distilled" else None
     pruning = PruningConfig(float(sparsity), exclude=("pooler",), **CRITERIA[name])
-    extra = {"compression": CompressionConfig(distillation, pruning), "teacher": args.dense if distillation else None}
-    return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, **extra)
+    compression = CompressionConfig(distillation, pruning)
+    return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, compression=compression)
 
 
 cases = [f"{s} | {c} | {d}" for s in args.sparsities for c in args.criteria for d in args.distil]

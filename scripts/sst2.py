@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
 
+from hf_compress import cache_teacher
 from hf_compress.measurement.environment import environment
 
 
@@ -36,6 +37,16 @@ def load(args):
     data = data.map(lambda r: {**tokenizer(r["sentence"], truncation=True, max_length=128), "labels": r["label"]})
     held_out = data["train"].train_test_split(2000, seed=0)
     return tokenizer, held_out if args.held_out else {"train": held_out["train"], "test": data["test"]}
+
+
+def cached(args, tokenizer, data) -> Path:
+    """Return the cache of what the dense model says of the training data, beside the output; made once."""
+    return cache_teacher(
+        AutoModelForSequenceClassification.from_pretrained(args.dense),
+        data["train"],
+        args.output.with_suffix(".cache"),
+        processing_class=tokenizer,
+    )
 
 
 def accuracy(prediction) -> dict[str, float]:
