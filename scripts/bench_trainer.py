@@ -18,6 +18,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--steps", type=int, default=44, help="the first two and the last are not counted")
 parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--only", nargs="+", help="contenders beside the stock Trainer; by default all")
 parser.add_argument("--output", type=Path)
 args = parser.parse_args()
 torch.set_num_threads(1)
@@ -32,12 +33,14 @@ contenders |= {
     "torch.nn.utils.prune": (Trainer, {}, TorchPrune),
     "torch.ao sparsifier": (Trainer, {}, TorchAoSparsifier),
 }
+contenders = {name: c for name, c in contenders.items() if name == "stock" or name in (args.only or contenders)}
 ms: dict[str, list[float]] = {name: [] for name in [*contenders, "teacher forward"]}
 for _ in range(args.rounds):
     for name, contender in contenders.items():
         ms[name].append(step_ms(contender, model, rows, args.steps, args.bf16))
     ms["teacher forward"].append(forward_ms(teacher, rows, args.steps, args.bf16))
 bases = dict.fromkeys(ms, ("stock", ms["stock"]))
-both = [s + t for s, t in zip(ms["stock"], ms["teacher forward"], strict=True)]
-bases["distillation"] = ("stock + teacher forward", both)
+if "distillation" in ms:
+    both = [s + t for s, t in zip(ms["stock"], ms["teacher forward"], strict=True)]
+    bases["distillation"] = ("stock + teacher forward", both)
 report(ms, bases, {"bf16": args.bf16, "steps": args.steps}, args.output)
