@@ -65,6 +65,7 @@ def compare(mesh, batches, options, folder):
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     save_pruning_state(half, folder, write=dist.get_rank() == 0)
+    dist.barrier()
     again = Pruner(config)
     fresh = cut(tiny.bert(intermediate_size=15), mesh)
     # Masks fit the weights of their own moment only.
