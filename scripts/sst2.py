@@ -20,6 +20,7 @@ def parser(doc, steps, learning_rate):
     made.add_argument("--data", type=Path, required=True, help="folder with train.parquet and validation.parquet")
     made.add_argument("--dense", required=True, help="folder of the fine-tuned model")
     made.add_argument("--output", type=Path, required=True)
+    made.add_argument("--cache", type=Path, help="folder for what the dense model says")
     made.add_argument("--steps", type=int, default=steps)
     made.add_argument("--batch-size", type=int, default=32)
     made.add_argument("--learning-rate", type=float, default=learning_rate)
@@ -40,11 +41,11 @@ def load(args):
 
 
 def cached(args, tokenizer, data) -> Path:
-    """Return the cache of what the dense model says of the training data, beside the output; made once."""
+    """Return the cache of what the dense model says of the training data, by default beside the output; made once."""
     return cache_teacher(
         AutoModelForSequenceClassification.from_pretrained(args.dense),
         data["train"],
-        args.output.with_suffix(".cache"),
+        args.cache or args.output.with_suffix(".cache"),
         processing_class=tokenizer,
     )
 
@@ -72,7 +73,7 @@ def score(trainer_class, model, args, seed, tokenizer, data, *, trains=True, **e
         return trainer.evaluate()["eval_accuracy"]
 
 
-def table(args, cases, run, leave_out=("data", "dense", "output")) -> None:
+def table(args, cases, run, leave_out=("data", "dense", "output", "cache", "unlabeled")) -> None:
     """Fill in the runs that are missing, `run(case, seed)` for each, write after each, and print the means."""
     found = json.loads(args.output.read_text())["runs"] if args.output.is_file() else {}
     for seed in args.seeds:

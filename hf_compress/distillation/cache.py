@@ -78,7 +78,7 @@ def _shared_writer(folder: Path, settings: Mapping[str, Any]) -> CacheWriter:
     rank, _ = _process()
     writer = CacheWriter(folder, settings) if rank == 0 else None
     _wait()
-    return writer or CacheWriter(folder, settings)
+    return writer or CacheWriter(folder, settings, is_first=False)
 
 
 def _settings(model: Any, processing_class: Any, rows: int) -> dict[str, Any]:

@@ -52,12 +52,13 @@ class CacheWriter:
     Args:
         folder: made if it is not there.
         settings: what the cache is made with; a folder made with others is refused.
+        is_first: whether to begin; of several processes the others join later.
 
     Raises:
         CheckpointError: if the folder holds a cache with other settings, or something else.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], is_first: bool = True) -> None:
         self.folder = folder
         self._settings = {"format": _FORMAT, **settings}
         manifest = folder / MANIFEST
@@ -72,6 +73,8 @@ class CacheWriter:
                 )
         elif folder.exists() and any(folder.iterdir()):
             raise CheckpointError(f"{folder.name} is not empty and holds no teacher cache; choose a new folder")
+        if not is_first:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob("*.tmp"):
             shutil.rmtree(unfinished)

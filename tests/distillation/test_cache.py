@@ -9,6 +9,7 @@ import torch
 from transformers import BertForQuestionAnswering, default_data_collator
 
 from hf_compress import CacheConfig, DistillationConfig, cache_teacher
+from hf_compress.distillation.cache_file import CacheWriter
 from hf_compress.distillation.ensemble import make_objective
 from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
 from hf_compress.distillation.losses import forward_kl
@@ -253,3 +254,13 @@ def test_tokenizers_are_compared(tmp_path):
     make_objective(config, None, tiny.bert(0), processing_class=Tokenizer("abc"))
     with pytest.raises(CheckpointError, match="another tokenizer"):
         make_objective(config, None, tiny.bert(0), processing_class=Tokenizer("acb"))
+
+
+def test_a_process_that_comes_later_leaves_what_the_first_one_is_writing(tmp_path):
+    CacheWriter(tmp_path / "c", {"rows": 1})
+    unfinished = tmp_path / "c" / "part-000000-000.tmp"
+    unfinished.mkdir()
+    CacheWriter(tmp_path / "c", {"rows": 1}, is_first=False)
+    assert unfinished.is_dir()
+    CacheWriter(tmp_path / "c", {"rows": 1})
+    assert not unfinished.exists()
