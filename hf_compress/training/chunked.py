@@ -109,7 +109,9 @@ class ChunkedLoss:
 
         with self.objective.watching() as seen, self.head.replaced(forward):
             outputs = model(**without, **self.objective.asks())
-        total, (task, divergence) = found
+        total, sums = found
+        # Without a position that counts nothing was added up.
+        task, divergence = sums if sums.dim() else (sums, sums)
         # Nothing is added; but the hooks of sharded models wait for a gradient of what the model returned.
         total = total + 0.0 * logits_of(outputs).float().sum()  # type: ignore[union-attr]
         layers = self.objective.layer_terms(outputs, seen, expected, batch)

@@ -242,3 +242,12 @@ def test_a_cache_teaches_what_its_teacher_does(tmp_path, name, kept, chunk_size)
     cached = trainer_for(tmp_path, make, {"chunk_size": chunk_size, "cache": str(cache)})
     # Probabilities are 16 bit on disk.
     assert_same(step(cached), step(online), rtol=1e-2 if kept else 1e-4, atol=1e-3 if kept else 1e-6)
+
+
+def test_a_batch_without_any_label_that_counts_gives_nothing(tmp_path):
+    rows = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in tiny.texts()]
+    trainer = trainer_for(tmp_path, tiny.llama, {"chunk_size": 3}, train_dataset=rows)
+    loss, gradients = step(trainer)
+    assert float(loss) == 0
+    assert not any(gradient.any() for gradient in gradients.values())
+    assert trainer._loss.drain() == {"task_loss": 0.0, "distillation_loss": 0.0}
