@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from hf_compress.architecture import probing
@@ -38,7 +37,10 @@ class Axis:
         size: its value now.
         slices: the dimensions it reaches; empty for layers.
         stacks: for layers, the prefixes before the index, such as "encoder.layer."; otherwise empty.
-        groups: for ffn, the units of each layer; otherwise empty.
+        groups: for ffn and whole heads, the units of each layer; otherwise empty.
+        fields: for these, every config field that follows, and how much of it one unit stands for.
+        extra: config fields that must be written as they are once units go, so that the model derives nothing else.
+        legal: the numbers of units that the config accepts, ascending; empty if all are.
     """
 
     name: str
@@ -47,6 +49,13 @@ class Axis:
     slices: tuple[AxisSlice, ...] = ()
     stacks: tuple[str, ...] = ()
     groups: tuple[UnitGroup, ...] = ()
+    fields: tuple[tuple[str, int], ...] = ()
+    extra: tuple[tuple[str, int], ...] = ()
+    legal: tuple[int, ...] = ()
+
+    def values(self, units: int) -> dict[str, int]:
+        """Return the config fields that say that `units` units are there."""
+        return {name: each * units for name, each in self.fields or ((self.field, 1),)} | dict(self.extra)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def _probe(model_class: type, config: Any) -> Anatomy:
     }
     changes = {field: answer for field, answer in answers.items() if isinstance(answer, Change)}
     stacks = {field: found for field, change in changes.items() if (found := _stacks(change, base))}
-    layer_of = _layer_lookup([prefix for found in stacks.values() for prefix in found])
+    layer_of = layer_lookup([prefix for found in stacks.values() for prefix in found])
     meta = probing.build(model_class, config)
     axes = []
     for field, change in changes.items():
@@ -160,7 +169,7 @@ def _is_uniform(prefix: str, size: int, base: Shapes) -> bool:
     return sorted(layers) == list(range(size)) and equal
 
 
-def _layer_lookup(prefixes: Iterable[str]) -> Callable[[str], int | None]:
+def layer_lookup(prefixes: Iterable[str]) -> Callable[[str], int | None]:
     """Return a function from parameter name to the index of its layer; None outside the layers."""
     known = tuple(prefixes)
 
@@ -278,15 +287,3 @@ def _attention_kind(pieces: list[AxisSlice], meta: nn.Module) -> str:
     if read and made == read:
         return "heads"
     return "kv_heads" if made and not read else "other"
-
-
-def parameters_per_unit(axis: Axis, anatomy: Anatomy) -> int:
-    """Return how many parameters one unit of `axis` has in the whole model (for layers: the last layer)."""
-    if axis.stacks:
-        last = tuple(f"{prefix}{axis.size - 1}." for prefix in axis.stacks)
-        return probing.count({n: s for n, s in anatomy.shapes.items() if n.startswith(last)})
-    total = 0
-    for piece in axis.slices:
-        shape = anatomy.shapes[piece.parameter]
-        total += piece.per_unit * torch.Size(shape).numel() // max(shape[piece.dim], 1)
-    return total

@@ -10,22 +10,23 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_compress.architecture import probing
-from hf_compress.architecture.anatomy import Anatomy, Axis, parameters_per_unit, probe
+from hf_compress.architecture.anatomy import Anatomy, Axis, probe
+from hf_compress.architecture.attention import find_head_axes
 from hf_compress.architecture.kept import width_of
 from hf_compress.errors import ArchitectureError
 
 _FRACTIONS = (0.75, 0.5, 0.25)
 _FLOAT32_BYTES = 4
 # Offered by `shrink` in this version; the other axes are found too, and reported as not offered.
-_OFFERED = ("ffn", "layers")
+_OFFERED = ("ffn", "heads", "layers")
 _TITLES = {
     "ffn": "feed-forward width",
     "layers": "layers",
     "heads": "attention heads",
-    "kv_heads": "key-value heads",
     "width": "hidden width",
     "vocabulary": "vocabulary",
 }
@@ -53,7 +54,7 @@ class AxisReport:
     """What can be done along one axis.
 
     Args:
-        name: "ffn", "layers", "heads", "kv_heads", "width" or "vocabulary".
+        name: "ffn", "layers", "heads", "width" or "vocabulary".
         field: the config field that says its size.
         size: its value now.
         smallest: the smallest legal value; `size` where nothing can be removed in this version.
@@ -117,14 +118,16 @@ def inspect_model(model: Any) -> CapabilityReport:
     subject: Any = model if isinstance(model, nn.Module) else _from_config(model)
     anatomy = probe(subject)
     config, total = subject.config, probing.count(anatomy.shapes)
-    named = [axis for axis in anatomy.axes if axis.name in _TITLES]
+    heads = find_head_axes(subject)
+    named = [axis for axis in anatomy.axes if axis.name in _TITLES and axis.name not in ("heads", "kv_heads")]
+    named += [] if isinstance(heads, str) else heads
     return CapabilityReport(
         model_class=type(subject).__name__,
         model_type=str(getattr(config, "model_type", "")),
         parameters=total,
         bytes=total * _FLOAT32_BYTES,
         axes=tuple(_axis_report(axis, anatomy, type(subject), config) for axis in sorted(named, key=_order)),
-        fixed=_fixed(anatomy, config),
+        fixed=({"heads": heads} if isinstance(heads, str) else {}) | _fixed(anatomy, config),
     )
 
 
@@ -175,16 +178,33 @@ def _axis_report(axis: Axis, anatomy: Anatomy, model_class: type, config: Any) -
         field=axis.field,
         size=axis.size,
         smallest=1 if is_offered else axis.size,
-        parameters_per_unit=parameters_per_unit(axis, anatomy),
+        parameters_per_unit=_parameters_per_unit(axis, anatomy),
         is_offered=is_offered,
         note=_note(axis),
         predictions=_predict(axis, model_class, config) if is_offered else (),
     )
 
 
+def _parameters_per_unit(axis: Axis, anatomy: Anatomy) -> int:
+    """Return how many parameters one unit of `axis` has in the whole model (for layers: the last layer)."""
+    if axis.stacks:
+        last = tuple(f"{prefix}{axis.size - 1}." for prefix in axis.stacks)
+        return probing.count({n: s for n, s in anatomy.shapes.items() if n.startswith(last)})
+    total = 0
+    for piece in axis.slices:
+        shape = anatomy.shapes[piece.parameter]
+        total += piece.per_unit * torch.Size(shape).numel() // max(shape[piece.dim], 1)
+    return total
+
+
 def _note(axis: Axis) -> str:
     if axis.name == "ffn":
         return "one width for all layers; multiples of 8 are fastest on GPUs"
+    if axis.name == "heads":
+        queries = max(each for _, each in axis.fields)
+        if axis.legal:
+            return f"legal: {', '.join(map(str, axis.legal))}; each with {queries} query heads"
+        return "with their keys and values" if queries == 1 else f"key-value heads, each with {queries} query heads"
     if axis.name == "layers":
         return "whole layers; the last one stays"
     return "the config can say it, but it is not offered in this version"
@@ -192,8 +212,11 @@ def _note(axis: Axis) -> str:
 
 def _predict(axis: Axis, model_class: type, config: Any) -> tuple[Prediction, ...]:
     found = []
-    for size in dict.fromkeys(width_of(fraction, axis.size) for fraction in _FRACTIONS):
-        shapes = probing.try_shapes(model_class, probing.with_fields(config, {axis.field: size}))
+    sizes = [width_of(fraction, axis.size) for fraction in _FRACTIONS]
+    if axis.legal:
+        sizes = [max(n for n in axis.legal if n <= max(size, axis.legal[0])) for size in sizes]
+    for size in dict.fromkeys(sizes):
+        shapes = probing.try_shapes(model_class, probing.with_fields(config, axis.values(size)))
         if size < axis.size and not isinstance(shapes, str):
             total = probing.count(shapes)
             found.append(Prediction(axis.field, size, total, total * _FLOAT32_BYTES))
@@ -204,11 +227,7 @@ def _fixed(anatomy: Anatomy, config: Any) -> dict[str, str]:
     """Return why the axes that people ask for are not there, by the standard names that configs map theirs to."""
     aliases = getattr(config, "attribute_map", {})
     reasons = {}
-    for name, standard in (
-        ("heads", "num_attention_heads"),
-        ("ffn", "intermediate_size"),
-        ("layers", "num_hidden_layers"),
-    ):
+    for name, standard in (("ffn", "intermediate_size"), ("layers", "num_hidden_layers")):
         if anatomy.named(name):
             continue
         own = aliases.get(standard, standard)
@@ -244,9 +263,9 @@ def _lines(report: CapabilityReport) -> list[str]:
     lines += [f"{_TITLES[name]:<20}cannot be removed: {why}" for name, why in report.fixed.items()]
     predictions = [(axis, prediction) for axis in report.axes for prediction in axis.predictions]
     if predictions:
-        lines += ["", f"{'after shrinking':<48}{'to':>8}{'parameters':>14}{'MB':>10}{'share':>8}"]
+        lines += ["", f"{'after shrinking':<48}{'to':>8}{'parameters':>18}{'MB':>12}{'share':>8}"]
     for axis, p in predictions:
         what = f"{_TITLES[axis.name]} ({p.field})"
         share = p.parameters / max(report.parameters, 1)
-        lines.append(f"{what:<48}{p.size:>8,}{p.parameters:>14,}{p.bytes / 1e6:>10,.1f}{share:>8.0%}")
+        lines.append(f"{what:<48}{p.size:>8,}{p.parameters:>18,}{p.bytes / 1e6:>12,.1f}{share:>8.0%}")
     return lines

@@ -38,32 +38,37 @@ def choose_layers(anatomy: Anatomy, layers: Amount) -> dict[Axis, list[int]]:
 
 
 def choose_units(
-    anatomy: Anatomy, ffn: Amount, parameters: Mapping[str, torch.Tensor], removed: Collection[str]
+    option: str,
+    axes: Sequence[Axis],
+    amount: Amount,
+    parameters: Mapping[str, torch.Tensor],
+    removed: Collection[str],
 ) -> dict[Axis, list[torch.Tensor]]:
-    """Return the kept units of each group of each feed-forward axis, ascending, all of one length.
+    """Return the kept units of each group of each axis, ascending, all of one length.
 
     Args:
-        anatomy: of the model.
-        ffn: as in `shrink`.
+        option: "ffn" or "heads", for messages.
+        axes: whose units may go.
+        amount: as in `shrink`.
         parameters: of the model, by full name.
         removed: names of groups whose layer goes; they have no say in the common width.
 
     Raises:
-        ArchitectureError: if the model has no such axis, or the number or a unit is illegal.
+        ArchitectureError: if there is no such axis, or the number or a unit is illegal.
     """
-    axes = list(anatomy.named("ffn"))
-    if ffn is None:
+    if amount is None:
         return {axis: _without_zeros(axis, parameters, removed) for axis in axes}
-    if isinstance(ffn, Sequence) and not isinstance(ffn, str) and len(axes) > 1:
+    if isinstance(amount, Sequence) and not isinstance(amount, str) and len(axes) > 1:
         raise ArchitectureError(
-            f"ffn: expected a dict from config field to lists of units, since this model has {len(axes)} fields "
+            f"{option}: expected a dict from config field to lists of units, since this model has {len(axes)} fields "
             f"({', '.join(axis.field for axis in axes)}), found one list"
         )
-    return {axis: _unit_indices(axis, value, parameters) for axis, value in _by_axis("ffn", axes, ffn).items()}
+    chosen = _by_axis(option, list(axes), amount)
+    return {axis: _unit_indices(option, axis, value, parameters) for axis, value in chosen.items()}
 
 
 def _by_axis(option: str, axes: list[Axis], value: Amount) -> dict[Axis, Amount]:
-    what = {"ffn": "a feed-forward width", "layers": "a number of layers"}[option]
+    what = {"ffn": "a feed-forward width", "heads": "attention heads", "layers": "a number of layers"}[option]
     if not axes:
         raise ArchitectureError(
             f"{option}: expected {what} that the config can change, found none; see inspect_model(model)"
@@ -105,41 +110,67 @@ def width_of(fraction: float, size: int) -> int:
     return max(1, round(fraction * size))
 
 
-def _unit_indices(axis: Axis, value: Amount, parameters: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def _unit_indices(
+    option: str, axis: Axis, value: Amount, parameters: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
     if isinstance(value, float):
         if not 0 < value < 1:
             raise ArchitectureError(
-                f"ffn: expected a fraction above 0 and below 1, found {value}; nearest legal: "
+                f"{option}: expected a fraction above 0 and below 1, found {value}; nearest legal: "
                 f"{1 / axis.size if value <= 0 else (axis.size - 1) / axis.size:.4g}"
             )
         value = width_of(value, axis.size)
     if isinstance(value, int) and not isinstance(value, bool):
-        _check_number("ffn", axis, value)
-        return [_strongest(unit_scores(group, parameters), value) for group in axis.groups]
+        _check_number(option, axis, value)
+        return [_strongest(scores, value) for scores in _tied_scores(axis, parameters)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ArchitectureError(
-            f"ffn: expected a whole number from 1 to {axis.size}, a fraction or a list of units per layer, "
+            f"{option}: expected a whole number from 1 to {axis.size}, a fraction or a list of units per layer, "
             f"found {value!r}"
         )
-    return _explicit_units(axis, value)
+    return _explicit_units(option, axis, value)
 
 
-def _explicit_units(axis: Axis, value: Sequence[Any]) -> list[torch.Tensor]:
+def _tied_scores(axis: Axis, parameters: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return the norms of the units of each group; of tied groups the norm over all of them."""
+    squares = [unit_scores(group, parameters).square().cpu() for group in axis.groups]
+    total: dict[str, torch.Tensor] = {}
+    for group, own in zip(axis.groups, squares, strict=True):
+        total[group.tie] = total.get(group.tie, torch.zeros_like(own)) + own
+    pairs = zip(axis.groups, squares, strict=True)
+    return [(total[group.tie] if group.tie else own).sqrt() for group, own in pairs]
+
+
+def _explicit_units(option: str, axis: Axis, value: Sequence[Any]) -> list[torch.Tensor]:
     if len(value) != len(axis.groups):
         raise ArchitectureError(
-            f"ffn: expected a list of units for each of {len(axis.groups)} layers, found {len(value)}"
+            f"{option}: expected a list of units for each of {len(axis.groups)} layers, found {len(value)}"
         )
-    units = [_check_indices("ffn", axis, torch.as_tensor(layer).tolist()) for layer in value]
+    units = [_check_indices(option, axis, torch.as_tensor(layer).tolist()) for layer in value]
     lengths = sorted({len(layer) for layer in units})
+    _check_number(option, axis, lengths[-1])
     if len(lengths) > 1:
         raise ArchitectureError(
-            f"ffn: expected the same number of units in every layer, because {axis.field} is one number, found "
+            f"{option}: expected the same number of units in every layer, because {axis.field} is one number, found "
             f"{lengths}; nearest legal: {lengths[-1]} in each"
         )
+    first: dict[str, list[int]] = {}
+    for group, layer in zip(axis.groups, units, strict=True):
+        if group.tie and first.setdefault(group.tie, layer) != layer:
+            raise ArchitectureError(
+                f"{option}: expected the same units in all of {group.tie}, which share what is computed for one of "
+                f"them, found {first[group.tie]} and {layer}"
+            )
     return [torch.tensor(layer) for layer in units]
 
 
 def _check_number(option: str, axis: Axis, value: int) -> None:
+    if axis.legal and value not in axis.legal and 1 <= value <= axis.size:
+        nearest = min(axis.legal, key=lambda size: (abs(size - value), -size))
+        raise ArchitectureError(
+            f"{option}: expected one of {', '.join(map(str, axis.legal))}, which the config accepts as {axis.field}, "
+            f"found {value}; nearest legal: {nearest}"
+        )
     if not 1 <= value <= axis.size:
         raise ArchitectureError(
             f"{option}: expected a whole number from 1 to {axis.size} ({axis.field}), found {value}; nearest legal: "
@@ -167,7 +198,12 @@ def _strongest(scores: torch.Tensor, number: int) -> torch.Tensor:
 
 def _without_zeros(axis: Axis, parameters: Mapping[str, torch.Tensor], removed: Collection[str]) -> list[torch.Tensor]:
     alive = [nonzero_units(group, parameters).cpu() for group in axis.groups]
+    either: dict[str, torch.Tensor] = {}
+    for group, own in zip(axis.groups, alive, strict=True):
+        either[group.tie] = either.get(group.tie, torch.zeros_like(own)) | own
+    alive = [either[group.tie] if group.tie else own for group, own in zip(axis.groups, alive, strict=True)]
     counts = [int(a.sum()) for group, a in zip(axis.groups, alive, strict=True) if group.name not in removed]
     width = max([1, *counts])
+    width = min([size for size in axis.legal if size >= width], default=width)
     # A layer that needs fewer keeps zero units up to the common width; the ones that go are all zero.
     return [_strongest(a.float(), width) for a in alive]

@@ -203,11 +203,16 @@ def try_shapes(model_class: type, config: Any, is_reloaded: bool = False) -> Sha
 
 
 def _try(model_class: type, config: Any, field: str, value: int) -> Shapes | str:
+    return try_fields(model_class, config, {field: value})
+
+
+def try_fields(model_class: type, config: Any, values: Mapping[str, Any], is_reloaded: bool = False) -> Shapes | str:
+    """Return the parameter shapes that `config` gives with other values, or why it builds nothing."""
     try:
-        changed = with_fields(config, {field: value})
+        changed = with_fields(config, values)
     except build_errors() as error:
         return str(error).strip().split("\n")[0] or type(error).__name__
-    return try_shapes(model_class, changed)
+    return try_shapes(model_class, changed, is_reloaded)
 
 
 def follows(config: Any, path: str, field: str, value: int) -> bool:

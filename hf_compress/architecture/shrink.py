@@ -6,6 +6,7 @@ Level: state. Legality is settled before anything is built; the input is never c
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 
 from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy, Axis, probe
+from hf_compress.architecture.attention import find_head_axes, head_axes
 from hf_compress.architecture.kept import Amount, choose_layers, choose_units
-from hf_compress.architecture.units import expand_units, unit_index
+from hf_compress.architecture.units import AxisSlice, UnitGroup, expand_units, unit_index
 from hf_compress.architecture.verify import check_equal, masked_reference
 from hf_compress.errors import ArchitectureError
 
@@ -27,13 +29,13 @@ class _Plan:
     Args:
         fields: config path -> new value.
         layer_fields: the part of `fields` that speaks of layers.
-        units: group name -> kept units, ascending.
+        units: group of units -> the kept ones, ascending.
         layers: stack prefix -> kept indices, ascending.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     layer_fields: dict[str, Any] = field(default_factory=dict)
-    units: dict[str, torch.Tensor] = field(default_factory=dict)
+    units: dict[UnitGroup, torch.Tensor] = field(default_factory=dict)
     layers: dict[str, list[int]] = field(default_factory=dict)
 
     def old_name(self, name: str) -> str:
@@ -53,7 +55,7 @@ class _Plan:
         return name
 
 
-def shrink(model: Any, *, ffn: Amount = None, layers: Amount = None, verify: bool = True) -> Any:
+def shrink(model: Any, *, ffn: Amount = None, heads: Amount = None, layers: Amount = None, verify: bool = True) -> Any:
     """Return a smaller model of the same class, which stock `from_pretrained` loads once it is saved.
 
     Args:
@@ -62,6 +64,8 @@ def shrink(model: Any, *, ffn: Amount = None, layers: Amount = None, verify: boo
             a whole number, 1 to the width of now, or a fraction, above 0 and below 1: keep the strongest by L2 norm;
             a list: the kept units of each layer, all of one length. For models with several feed-forward fields also
             a dict from config field to any of these.
+        heads: key-value heads to keep in each layer, with the query heads that read them, as `ffn`; for models whose
+            config can say their number apart from the width.
         layers: layers to keep. None: all; a whole number: evenly spaced, first and last included (one: the last);
             a list: their indices. For models with several stacks a dict from config field to either.
         verify: compare outputs with the masked full model on a made-up input.
@@ -78,13 +82,13 @@ def shrink(model: Any, *, ffn: Amount = None, layers: Amount = None, verify: boo
     _refuse_unsuitable(model)
     anatomy = probe(model)
     _check_matches_config(model, anatomy)
-    plan = _make_plan(model, anatomy, ffn, layers)
+    plan = _make_plan(model, anatomy, ffn, heads, layers)
     config = probing.with_fields(model.config, plan.fields)
     _check_shapes(type(model), config, plan, _expected_shapes(anatomy, plan))
     shrunk = _build_copy(model, config, plan, anatomy)
     if verify:
         lists = {prefix.removesuffix("."): kept for prefix, kept in plan.layers.items()}
-        check_equal(shrunk, masked_reference(model, _masks(model, anatomy, plan), lists, plan.layer_fields))
+        check_equal(shrunk, masked_reference(model, _masks(model, plan), lists, plan.layer_fields))
     return shrunk.train(model.training)
 
 
@@ -126,7 +130,7 @@ def _check_matches_config(model: nn.Module, anatomy: Anatomy) -> None:
         )
 
 
-def _make_plan(model: nn.Module, anatomy: Anatomy, ffn: Amount, layers: Amount) -> _Plan:
+def _make_plan(model: nn.Module, anatomy: Anatomy, ffn: Amount, heads: Amount, layers: Amount) -> _Plan:
     plan = _Plan()
     for axis, kept in choose_layers(anatomy, layers).items():
         if len(kept) == axis.size:
@@ -138,17 +142,27 @@ def _make_plan(model: nn.Module, anatomy: Anatomy, ffn: Amount, layers: Amount) 
         plan.layer_fields.update(_sliced_lists(type(model), model.config, axis, kept, expected))
     plan.fields.update(plan.layer_fields)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for axis, units in choose_units(anatomy, ffn, parameters, set(_removed_groups(anatomy, plan))).items():
-        width = len(units[0])
-        if width < axis.size:
-            plan.fields[axis.field] = width
-            plan.units.update({group.name: kept for group, kept in zip(axis.groups, units, strict=True)})
+    for option, axes, amount in (
+        ("ffn", anatomy.named("ffn"), ffn),
+        ("heads", _head_axes(model, heads, parameters), heads),
+    ):
+        removed = {g.name for axis in axes for g in axis.groups if plan.new_name(f"{g.name}.") is None}
+        for axis, units in choose_units(option, axes, amount, parameters, removed).items():
+            if len(units[0]) < axis.size:
+                plan.fields.update(axis.values(len(units[0])))
+                plan.units.update(zip(axis.groups, units, strict=True))
     return plan
 
 
-def _removed_groups(anatomy: Anatomy, plan: _Plan) -> list[str]:
-    groups = [group for axis in anatomy.named("ffn") for group in axis.groups]
-    return [group.name for group in groups if plan.new_name(f"{group.name}.") is None]
+def _head_axes(model: nn.Module, heads: Amount, parameters: Mapping[str, torch.Tensor]) -> tuple[Axis, ...]:
+    """Return the axes of heads; they cost a small model to find, so only if some are asked for or may be zero."""
+    if heads is None:
+        matrices = [p for p in parameters.values() if p.dim() == 2]
+        if not any(bool((p == 0).all(dim).any()) for p in matrices for dim in (0, 1)):
+            return ()
+        found = find_head_axes(model)
+        return () if isinstance(found, str) else found
+    return head_axes(model)
 
 
 def _sliced_lists(model_class: type, config: Any, axis: Axis, kept: list[int], expected: probing.Shapes) -> dict:
@@ -172,13 +186,12 @@ def _sliced_lists(model_class: type, config: Any, axis: Axis, kept: list[int], e
 
 def _expected_shapes(anatomy: Anatomy, plan: _Plan) -> probing.Shapes:
     expected = {}
-    sizes = {
-        (piece.parameter, piece.dim): piece.per_unit * len(plan.units[group.name])
-        for axis in anatomy.named("ffn")
-        for group in axis.groups
-        for piece in group.slices
-        if group.name in plan.units
-    }
+    sizes: dict[tuple[str, int], int] = {}
+    for group, units in plan.units.items():
+        for piece in group.slices:
+            key = (piece.parameter, piece.dim)
+            entries = sizes.get(key, anatomy.shapes[piece.parameter][piece.dim])
+            sizes[key] = entries - piece.per_unit * (group.count - len(units))
     for name, shape in anatomy.shapes.items():
         new_name = plan.new_name(name)
         if new_name is not None:
@@ -209,12 +222,13 @@ def _build_copy(model: Any, config: Any, plan: _Plan, anatomy: Anatomy) -> Any:
     device = next(model.parameters()).device
     shrunk = probing.build(type(model), config, device)
     sources = dict(model.named_parameters(remove_duplicate=False))
-    indices = _indices(anatomy, plan)
+    pieces = _pieces(plan)
     for name, parameter in shrunk.named_parameters():
         old = plan.old_name(name)
         kept = sources[old].detach()
-        for dim, index in indices.get(old, ()):
-            kept = kept.index_select(dim, index.to(kept.device))
+        for piece, units, count in pieces.get(old, ()):
+            index = unit_index(piece, units, count, kept.shape[piece.dim])
+            kept = kept.index_select(piece.dim, index.to(kept.device))
         parameter.data = kept.clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(sources[old].requires_grad)
     _copy_buffers(model, shrunk, plan)
@@ -232,23 +246,21 @@ def _copy_buffers(model: nn.Module, shrunk: nn.Module, plan: _Plan) -> None:
             buffer.data = source.detach().clone()
 
 
-def _indices(anatomy: Anatomy, plan: _Plan) -> dict[str, list[tuple[int, torch.Tensor]]]:
-    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    for axis in anatomy.named("ffn"):
-        for group in axis.groups:
-            for piece in group.slices if group.name in plan.units else ():
-                index = unit_index(piece, plan.units[group.name], group.count)
-                found.setdefault(piece.parameter, []).append((piece.dim, index))
-    return found
+def _pieces(plan: _Plan) -> dict[str, list[tuple[AxisSlice, torch.Tensor, int]]]:
+    found: dict[str, list[tuple[AxisSlice, torch.Tensor, int]]] = {}
+    for group, units in plan.units.items():
+        for piece in group.slices:
+            found.setdefault(piece.parameter, []).append((piece, units, group.count))
+    # From behind, so that what goes moves nothing that is still to be cut.
+    return {name: sorted(cuts, key=lambda cut: cut[0].start, reverse=True) for name, cuts in found.items()}
 
 
-def _masks(model: nn.Module, anatomy: Anatomy, plan: _Plan) -> dict[str, torch.Tensor]:
+def _masks(model: nn.Module, plan: _Plan) -> dict[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
-    masks = {}
-    for axis in anatomy.named("ffn"):
-        for group in axis.groups:
-            if group.name in plan.units:
-                keep = torch.zeros(group.count, dtype=torch.bool)
-                keep[plan.units[group.name]] = True
-                masks.update(expand_units(group, keep, parameters))
+    masks: dict[str, torch.Tensor] = {}
+    for group, units in plan.units.items():
+        keep = torch.zeros(group.count, dtype=torch.bool)
+        keep[units] = True
+        for name, mask in expand_units(group, keep, parameters).items():
+            masks[name] = masks[name] & mask if name in masks else mask
     return masks

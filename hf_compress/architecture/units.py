@@ -5,8 +5,8 @@ Level: state. Plain tensors in, new tensors out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,12 +20,16 @@ class AxisSlice:
         dim: the dimension that shrinks.
         per_unit: entries of that dimension that belong to one unit, at least 1.
         layer: index in its stack; None outside the layers.
+        run: how many of them lie side by side; the runs of one unit lie as far apart as there are units.
+        start: where the units begin; what lies before and behind them belongs to none.
     """
 
     parameter: str
     dim: int
     per_unit: int
     layer: int | None
+    run: int = 1
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class UnitGroup:
         layer: index in its stack, from 0.
         name: the module that holds all its parameters.
         count: number of units.
-        slices: where the units lie; each parameter appears once.
+        slices: where the units lie.
         field: the config field that says `count`.
+        tie: groups of one model with the same name here must keep the same units; "" if it is free.
     """
 
     layer: int
@@ -45,21 +50,43 @@ class UnitGroup:
     count: int
     slices: tuple[AxisSlice, ...]
     field: str = ""
+    tie: str = ""
 
 
-def unit_index(piece: AxisSlice, units: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the entries of the dimension `piece.dim` that belong to `units`.
+def merge_tied(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
+    """Return the groups with those that must keep the same units made one."""
+    found: dict[str, UnitGroup] = {}
+    for group in groups:
+        key = group.tie or group.name
+        before = found.get(key)
+        found[key] = (
+            replace(group, name=key) if before is None else replace(before, slices=(*before.slices, *group.slices))
+        )
+    return list(found.values())
+
+
+def unit_index(piece: AxisSlice, units: torch.Tensor, size: int, length: int | None = None) -> torch.Tensor:
+    """Return the entries of the dimension `piece.dim` that stay if `units` do.
 
     Args:
         piece: where the units lie.
         units: indices of units, 0 to `size` - 1, in the order in which they shall stay.
         size: number of units before removal.
+        length: of the dimension; by default that of all units.
 
     Returns:
-        LongTensor of `len(units) * piece.per_unit` entries.
+        LongTensor, first what lies before the units, then their `len(units) * piece.per_unit` entries, then the rest.
     """
-    # Fused matrices hold whole blocks (all gates, then all ups), so a unit's entries lie `size` apart.
-    return torch.cat([units.long() + block * size for block in range(piece.per_unit)])
+    stop = piece.start + piece.per_unit * size
+    inside = _layout(piece, size)[:, units.long()].flatten()
+    return torch.cat([torch.arange(piece.start), inside, torch.arange(stop, stop if length is None else length)])
+
+
+def _layout(piece: AxisSlice, size: int) -> torch.Tensor:
+    """Return the entries of each unit, (runs, units, entries of a run)."""
+    # Fused matrices hold whole blocks (all gates, then all ups), so the runs of a unit lie `size` runs apart.
+    entries = torch.arange(piece.start, piece.start + piece.per_unit * size)
+    return entries.view(piece.per_unit // piece.run, size, piece.run)
 
 
 def expand_units(
@@ -75,13 +102,14 @@ def expand_units(
     Returns:
         name -> bool tensor of the parameter's shape, on its device.
     """
-    masks = {}
+    masks: dict[str, torch.Tensor] = {}
+    gone = (~keep.cpu().bool()).nonzero().flatten()
     for piece in group.slices:
         parameter = parameters[piece.parameter]
-        entries = keep.to(device=parameter.device, dtype=torch.bool).repeat(piece.per_unit)
-        shape = [1] * parameter.dim()
-        shape[piece.dim] = -1
-        masks[piece.parameter] = entries.view(shape).expand(parameter.shape).contiguous()
+        if piece.parameter not in masks:
+            masks[piece.parameter] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+        entries = _layout(piece, group.count)[:, gone].flatten().to(parameter.device)
+        masks[piece.parameter].index_fill_(piece.dim, entries, False)
     return masks
 
 
@@ -122,5 +150,7 @@ def nonzero_units(group: UnitGroup, parameters: Mapping[str, torch.Tensor]) -> t
 
 
 def by_unit(piece: AxisSlice, size: int, values: torch.Tensor) -> torch.Tensor:
-    """Return `values` as (per_unit, size, rest), the units in the middle."""
-    return values.detach().movedim(piece.dim, 0).reshape(piece.per_unit, size, -1)
+    """Return `values` as (runs, units, rest): what belongs to each unit."""
+    inside = values.detach().movedim(piece.dim, 0).narrow(0, piece.start, piece.per_unit * size)
+    runs = piece.per_unit // piece.run
+    return inside.reshape(runs, size, -1)

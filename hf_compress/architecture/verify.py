@@ -74,6 +74,15 @@ def check_equal(shrunk: Any, reference: Any) -> None:
             )
 
 
+def made_up_outputs(model: Any) -> dict[str, torch.Tensor]:
+    """Return the floating-point outputs of `model` for a small made-up input, by name.
+
+    Raises:
+        ArchitectureError: if no input could be made.
+    """
+    return _first_accepted(model)[1]
+
+
 def _narrowest(model: nn.Module) -> torch.dtype:
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float32)
@@ -110,7 +119,9 @@ def _outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.
     finally:
         model.train(was_training)
     items = output.items() if isinstance(output, Mapping) else enumerate(output)
-    return {str(k): v.float() for k, v in items if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    wide = (torch.float32, torch.float64)
+    found = {str(k): v for k, v in items if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return {k: v if v.dtype in wide else v.float() for k, v in found.items()}
 
 
 def _candidate_inputs(model: Any) -> Iterator[dict[str, torch.Tensor]]:
@@ -148,6 +159,9 @@ def _made_up(model: Any) -> dict[str, torch.Tensor]:
     size = _find(config, "image_size") or 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     made["pixel_values"] = noise(1, _find(config, "num_channels") or 3, height, width)
+    if isinstance(_find(config, "max_length"), int) and _find(config, "frequency_stride"):
+        # A spectrogram of one length only.
+        made["input_values"] = noise(1, _find(config, "max_length"), _find(config, "num_mel_bins"))
     frames = 2 * (_find(config, "max_source_positions") or _TEXT_LENGTH)
     made["input_features"] = noise(1, _find(config, "num_mel_bins") or 80, frames)
     return made

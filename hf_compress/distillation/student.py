@@ -62,6 +62,7 @@ def make_student(
     layers: Amount = None,
     keep: str = "uniform",
     ffn: Amount = None,
+    heads: Amount = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
 ) -> Any:
     """Return a smaller copy of `teacher`, a plain model of the same class.
@@ -71,6 +72,7 @@ def make_student(
         layers: how many layers stay, their indices, or for two stacks a dict from config field to either.
         keep: which ones stay of a number: uniform, first, last, importance.
         ffn: feed-forward units that stay in each layer, as in `shrink`; None: all.
+        heads: key-value heads that stay in each layer, as in `shrink`; None: all.
         batches: inputs on which importance is measured.
 
     Returns:
@@ -97,7 +99,7 @@ def make_student(
     else:
         chosen = indices(layers, next(iter(axes.values()))) if len(axes) == 1 else layers
     widths = _all_units(model) if ffn is None else ffn
-    student = shrink(model, layers=chosen, ffn=widths)
+    student = shrink(model, layers=chosen, ffn=widths, heads=heads)
     if isinstance(chosen, list):
         student.kept_layers = list(chosen)
     return student

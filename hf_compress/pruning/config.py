@@ -30,7 +30,9 @@ class PruningConfig(Options):
     )
     structure: str = field(
         default="unstructured",
-        metadata={"help": "what is zeroed together: unstructured, N:M such as 2:4, block:HxW, rows, columns, ffn"},
+        metadata={
+            "help": "what is zeroed together: unstructured, N:M such as 2:4, block:HxW, rows, columns, ffn, heads"
+        },
     )
     criterion: str = field(
         default="magnitude",
@@ -146,14 +148,14 @@ class PruningConfig(Options):
                 yield f"structure={self.structure!r} has sparsity {1 - group[0] / group[1]:g}, found {self.sparsity}"
             if self.scope == "erk" or self.pattern_sparsity:
                 yield f"structure={self.structure!r} has the same sparsity in each target: use scope='uniform'"
-        if self.structure == "ffn":
+        if self.structure in ("ffn", "heads"):
             if self.scope != "uniform":
                 yield (
-                    f"scope={self.scope!r} gives layers different widths, which no config can say, so structure='ffn' "
-                    "needs scope='uniform'"
+                    f"scope={self.scope!r} gives layers different widths, which no config can say, so structure="
+                    f"{self.structure!r} needs scope='uniform'"
                 )
             if self.include or self.exclude or self.pattern_sparsity:
                 yield (
                     "include, exclude and pattern_sparsity choose single weights, so they do not go with structure="
-                    "'ffn', which has the same width in all layers"
+                    f"{self.structure!r}, which has the same width in all layers"
                 )

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.anatomy import ffn_units
+from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.targets import Target, find_targets
-from hf_compress.architecture.units import UnitGroup, expand_units, unit_scores
+from hf_compress.architecture.units import UnitGroup, expand_units, merge_tied, unit_scores
 from hf_compress.errors import ConfigError, TargetError
 from hf_compress.pruning.shards import local
 from hf_compress.pruning.units import as_matrix, from_blocks, protect_largest, reduce_units, to_blocks
@@ -108,7 +109,8 @@ def find_structure(spec: str) -> Structure:
     numbers = tuple(int(n) for n in re.findall(r"\d+", spec)) if kind != spec else ()
     if kind == "block:hxw" and 0 in numbers:
         raise ConfigError(f"structure {spec!r}: a block has at least one row and one column")
-    return Structure(spec, STRUCTURES.get(kind), numbers, kind in ("n:m", "ffn"), kind == "ffn")
+    is_removable = kind in ("ffn", "heads")
+    return Structure(spec, STRUCTURES.get(kind), numbers, kind == "n:m" or is_removable, is_removable)
 
 
 class Blocks:
@@ -252,3 +254,11 @@ def ffn(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> lis
     """Whole neurons of the feed-forward layers, which `shrink` can remove."""
     parameters = dict(model.named_parameters())
     return [CoupledUnits(group, parameters) for group in ffn_units(model)]
+
+
+@STRUCTURES.register("heads")
+def heads(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Prunable]:
+    """Whole attention heads by key-value head, which `shrink` can remove."""
+    parameters = dict(model.named_parameters())
+    groups = [group for axis in head_axes(model) for group in axis.groups]
+    return [CoupledUnits(group, parameters) for group in merge_tied(groups)]

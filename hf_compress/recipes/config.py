@@ -76,6 +76,9 @@ class StageConfig(Options):
     ffn: int | float | None = field(
         default=None, metadata={"help": "shrink: FFN width to keep, or the fraction (below 1); the strongest units"}
     )
+    heads: int | float | None = field(
+        default=None, metadata={"help": "shrink: key-value heads to keep, or the fraction (below 1); the strongest"}
+    )
     quantization: QuantizationConfig | None = field(default=None, metadata={"help": "quantize: scheme and options"})
 
     def problems(self) -> Iterator[str]:

@@ -17,9 +17,9 @@ def test_predicted_sizes_are_exact(family, model):
     assert report.parameters == count(model)
     for axis in report.axes:
         for p in axis.predictions:
-            is_ffn = axis.name == "ffn"
             # From the first layer on: some models have parameters there that the others lack.
-            what = {"ffn": p.size} if is_ffn else {"layers": {axis.field: list(range(p.size))}}
+            is_depth = axis.name == "layers"
+            what = {"layers": {axis.field: list(range(p.size))}} if is_depth else {axis.name: p.size}
             assert count(shrink(model, **what)) == p.parameters
             assert p.bytes == 4 * p.parameters
     ffn = next(axis for axis in report.axes if axis.name == "ffn")
@@ -29,9 +29,9 @@ def test_predicted_sizes_are_exact(family, model):
 @pytest.mark.parametrize(
     ("family", "where", "words"),
     [
-        ("bert", "fixed", "num_attention_heads changes no shape"),
-        ("vit", "fixed", "num_attention_heads changes the size of each part"),
-        ("llama", "axes", "not offered in this version"),
+        ("bert", "fixed", "the size of a head follows from the width"),
+        ("vit", "axes", "with their keys and values"),
+        ("llama", "axes", "key-value heads, each with 2 query heads"),
     ],
 )
 def test_heads_are_explained(make, family, where, words):
