@@ -70,6 +70,7 @@ def main() -> None:
         print(trainer.save_compressed(f"{arguments.output_dir}/compressed"))
     if arguments.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
     weights = {} if is_sharded else trainer.model.state_dict()
     result = {"weights": weights, "masks": dict(trainer.pruner.masks), "logs": logs, "sharded": is_dtensor(trainer)}
     torch.save(result, Path(output) / f"rank{trainer.args.process_index}.pt")
+    # Threads of gloo that still run when the interpreter ends abort the process, now and then.
+    trainer.accelerator.end_training()
 
 
 def is_dtensor(trainer) -> bool:

@@ -51,6 +51,7 @@ def main(folder: str, batch_size: str, chunk_size: str, mode: str) -> None:
     logs = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history]
     result = {"weights": whole, "logs": logs, "chunked": trainer._loss._chunked is not None}
     torch.save(result, Path(folder) / f"rank{trainer.args.process_index}.pt")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
