@@ -24,6 +24,7 @@ _HOMES = {
     "merge_adapter": "pruning.adapters",
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
+    "shrink_vocabulary": "architecture.vocabulary",
     "quantize": "quantization.bnb",
     "cache_teacher": "distillation.cache",
     "choose_logit_weight": "training.choose",
@@ -40,6 +41,7 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from hf_compress.architecture.capability import inspect_model as inspect_model
     from hf_compress.architecture.shrink import shrink as shrink
+    from hf_compress.architecture.vocabulary import shrink_vocabulary as shrink_vocabulary
     from hf_compress.config import CompressionConfig as CompressionConfig
     from hf_compress.distillation.cache import cache_teacher as cache_teacher
     from hf_compress.distillation.config import CacheConfig as CacheConfig

@@ -207,6 +207,8 @@ def _note(axis: Axis) -> str:
         return "with their keys and values" if queries == 1 else f"key-value heads, each with {queries} query heads"
     if axis.name == "layers":
         return "whole layers; the last one stays"
+    if axis.name == "vocabulary":
+        return "with its tokenizer, for the text of a corpus: shrink_vocabulary"
     return "the config can say it, but it is not offered in this version"
 
 

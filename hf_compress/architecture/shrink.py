@@ -92,6 +92,26 @@ def shrink(model: Any, *, ffn: Amount = None, heads: Amount = None, layers: Amou
     return shrunk.train(model.training)
 
 
+def cut_units(model: Any, units: Mapping[UnitGroup, torch.Tensor], fields: Mapping[str, Any]) -> Any:
+    """Return a smaller model with the given units, not compared with the full one.
+
+    Args:
+        model: a plain transformers model; it is left as it is.
+        units: group -> the units that stay, ascending.
+        fields: config path -> new value, which say so.
+
+    Raises:
+        ArchitectureError: if the config cannot say that shape.
+    """
+    _refuse_unsuitable(model)
+    anatomy = probe(model)
+    _check_matches_config(model, anatomy)
+    plan = _Plan(fields=dict(fields), units=dict(units))
+    config = probing.with_fields(model.config, plan.fields)
+    _check_shapes(type(model), config, plan, _expected_shapes(anatomy, plan))
+    return _build_copy(model, config, plan, anatomy).train(model.training)
+
+
 def _refuse_unsuitable(model: Any) -> None:
     from transformers import PreTrainedModel
 

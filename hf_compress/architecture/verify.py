@@ -59,7 +59,7 @@ def check_equal(shrunk: Any, reference: Any) -> None:
         ArchitectureError: if they differ by more than rounding, or no input could be made.
     """
     inputs, expected = _first_accepted(reference)
-    found = _outputs(shrunk, inputs)
+    found = outputs(shrunk, inputs)
     tolerance = _TOLERANCE.get(_narrowest(reference), 1e-4)
     for name, value in expected.items():
         scale = float(value.abs().max()) if value.numel() else 0.0
@@ -92,19 +92,19 @@ def _first_accepted(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torc
     reason = "it names no input that is known"
     for inputs in _candidate_inputs(model):
         try:
-            outputs = _outputs(model, inputs)
+            found = outputs(model, inputs)
         except probing.build_errors() as error:
             reason = str(error).strip().split("\n")[0]
             continue
-        if outputs:
-            return inputs, outputs
+        if found:
+            return inputs, found
     raise ArchitectureError(
         f"expected to verify the smaller {type(model).__name__} on a made-up input, found none that it accepts "
         f"({reason}); pass verify=False and compare outputs on an input of your own"
     )
 
 
-def _outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the floating-point tensors among the outputs, in float32; the random streams of the caller stay put."""
     device = next(model.parameters()).device
     was_training = model.training
