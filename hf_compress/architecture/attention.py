@@ -55,7 +55,7 @@ def head_counts(model_class: type, config: Any) -> Iterator[HeadCounts]:
         holder = path.rpartition(".")[0]
         shared = next((p for p in numbers if _SHARED_HEADS.search(p) and p.rpartition(".")[0] == holder), None)
         groups = numbers[shared] if shared and heads % numbers[shared] == 0 else heads
-        fields = {path: heads // groups} | ({shared: 1} if shared and groups == numbers[shared] else {})
+        fields = ({shared: 1} if shared and groups == numbers[shared] else {}) | {path: heads // groups}
         size = f"{holder}.{_HEAD_SIZE}" if holder else _HEAD_SIZE
         yield HeadCounts(fields, groups, _fixed_head_size(model_class, config, size, heads, base))
 
