@@ -3,6 +3,7 @@
 WHAT: STRUCTURE,CRITERION[,regrow]. MODE: alone, fsdp or resume; without one there is a teacher too.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -63,8 +64,13 @@ def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
     weights = {} if is_sharded else trainer.model.state_dict()
     result = {"weights": weights, "masks": dict(trainer.pruner.masks), "logs": logs, "sharded": is_dtensor(trainer)}
     torch.save(result, Path(output) / f"rank{trainer.args.process_index}.pt")
-    # Threads of gloo that still run when the interpreter ends abort the process, now and then.
-    trainer.accelerator.end_training()
+    leave(trainer)
+
+
+def leave(trainer) -> None:
+    """End without the interpreter's clean-up, in which threads of gloo abort now and then (pytorch/pytorch#179291)."""
+    trainer.accelerator.wait_for_everyone()
+    os._exit(0)
 
 
 def is_dtensor(trainer) -> bool:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
 import torch
-from two_process import shard_on_cpu
+from two_process import leave, shard_on_cpu
 
 from hf_compress import CacheConfig, CompressionConfig, CompressionTrainer, DistillationConfig, cache_teacher
 
@@ -51,7 +51,7 @@ def main(folder: str, batch_size: str, chunk_size: str, mode: str) -> None:
     logs = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history]
     result = {"weights": whole, "logs": logs, "chunked": trainer._loss._chunked is not None}
     torch.save(result, Path(folder) / f"rank{trainer.args.process_index}.pt")
-    trainer.accelerator.end_training()
+    leave(trainer)
 
 
 if __name__ == "__main__":
