@@ -47,9 +47,9 @@ def new_model(layers, width, heads):
 
 
 def train(model, steps, rate, seed, config=None, teacher=None):
-    """Train; return the loss on the validation split."""
+    """Train, if there are steps; return the loss on the validation split."""
     arguments = TrainingArguments(
-        str(args.work / "run"), max_steps=steps, per_device_train_batch_size=32, per_device_eval_batch_size=64,
+        str(args.work / "run"), max_steps=steps or 1, per_device_train_batch_size=32, per_device_eval_batch_size=64,
         learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, adam_beta2=0.99,
         bf16=True, use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to="none",
         logging_steps=100, seed=seed, disable_tqdm=True, prediction_loss_only=True,
@@ -57,7 +57,8 @@ def train(model, steps, rate, seed, config=None, teacher=None):
     compression = None if config is None else CompressionConfig(DistillationConfig(**config))
     extra = {"train_dataset": data["train"], "eval_dataset": data["validation"], "compression": compression}
     trainer = CompressionTrainer(model, arguments, teacher=teacher, **extra)
-    trainer.train()
+    if steps:
+        trainer.train()
     return trainer.evaluate()["eval_loss"]
 
 
@@ -80,9 +81,10 @@ found = json.loads(args.output.read_text())["runs"] if args.output.is_file() els
 if not (args.work / "teacher").exists():
     set_seed(0)
     model = new_model(4, 192, 6)
-    found["teacher"] = {"0": train(model, args.teacher_steps, 1e-3, 0)}
+    train(model, args.teacher_steps, 1e-3, 0)
     model.save_pretrained(args.work / "teacher")
 teacher = AutoModelForCausalLM.from_pretrained(args.work / "teacher")
+found.setdefault("teacher", {"0": train(teacher, 0, 1e-3, 0)})
 cache = cache_teacher(teacher, data["train"], args.work / "cache")
 for seed, name in itertools.product(args.seeds, args.variants):
     if str(seed) in found.setdefault(name, {}):
