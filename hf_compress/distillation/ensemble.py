@@ -86,9 +86,7 @@ class TeacherEnsemble:
 
     def agreement(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Return (same, all) predictions of the student and each teacher, weighted, shape (2,)."""
-        found = [
-            torch.stack([torch.as_tensor(n).float() for n in o.agreement(outputs, inputs)]) for o in self.objectives
-        ]
+        found = [o.agreement(outputs, inputs) for o in self.objectives]
         return torch.stack([share * f for share, f in zip(self.weights, found, strict=True)]).sum(0)
 
     def chunk_loss(

@@ -118,7 +118,7 @@ class LanguageHead:
 
 
 def few_tokens(batch: Mapping[str, Any], count: int = _TRIED) -> dict[str, Any]:
-    """Return the first row of a batch, cut to `count` tokens around its first label that counts."""
+    """Return the first row of a batch with a label that counts, cut to `count` tokens around the first of these."""
     labels = batch.get("labels")
     first = 0
     if labels is not None and labels.dim() == 2:
