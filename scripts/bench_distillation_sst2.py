@@ -6,7 +6,6 @@ is kept in the output, so the script goes on where it was stopped.
 """
 
 import sst2
-from datasets import load_dataset
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, make_student
@@ -26,15 +25,10 @@ CASES = {
 
 parser = sst2.parser(__doc__, steps=2000, learning_rate=1e-4)
 parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-parser.add_argument("--unlabeled", help="folder with train.parquet, a column text")
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
 cache = str(sst2.cached(args, tokenizer, data))
-texts = None
-if args.unlabeled:
-    lines = load_dataset("parquet", data_files=f"{args.unlabeled}/train.parquet")["train"]["text"]
-    pieces = [s.strip() for line in lines for s in line.lower().split(" . ") if 4 <= len(s.split()) <= 30]
-    texts = [dict(tokenizer(piece, truncation=True, max_length=64)) for piece in pieces]
+texts = sst2.unlabeled(args, tokenizer)
 
 
 def run(case, seed):

@@ -21,10 +21,12 @@ CRITERIA = {
 parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
 parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"])
 parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
-parser.add_argument("--distil", nargs="+", default=["alone", "distilled"], choices=["alone", "distilled"])
+HOW = ["alone", "distilled", "distilled, with unlabelled text"]
+parser.add_argument("--distil", nargs="+", default=HOW[:2], choices=HOW, help="the last needs --unlabeled")
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
-cache = sst2.cached(args, tokenizer, data)
+cache = str(sst2.cached(args, tokenizer, data))
+texts = sst2.unlabeled(args, tokenizer)
 
 
 def run(case, seed):
@@ -34,11 +36,17 @@ def run(case, seed):
     if case == "dense":
         return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, trains=False)
     sparsity, name, how = case.split(" | ")
-    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "cache": str(cache)}
-    distillation = DistillationConfig(**terms) if how == "distilled" else None
+    # What is not in the cache is asked of the dense model itself.
+    has_texts = how.endswith("text")
+    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "cache": "" if has_texts else cache}
+    distillation = DistillationConfig(**terms) if how != "alone" else None
+    extra = {}
+    if has_texts:
+        dense = AutoModelForSequenceClassification.from_pretrained(args.dense)
+        extra = {"teacher": dense, "unlabeled_dataset": texts}
     pruning = PruningConfig(float(sparsity), exclude=("pooler",), **CRITERIA[name])
-    compression = CompressionConfig(distillation, pruning)
-    return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, compression=compression)
+    extra["compression"] = CompressionConfig(distillation, pruning)
+    return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, **extra)
 
 
 cases = [f"{s} | {c} | {d}" for s in args.sparsities for c in args.criteria for d in args.distil]

@@ -20,6 +20,7 @@ def parser(doc, steps, learning_rate):
     made.add_argument("--data", type=Path, required=True, help="folder with train.parquet and validation.parquet")
     made.add_argument("--dense", required=True, help="folder of the fine-tuned model")
     made.add_argument("--output", type=Path, required=True)
+    made.add_argument("--unlabeled", type=Path, help="folder with train.parquet, a column text")
     made.add_argument("--cache", type=Path, help="folder for what the dense model says")
     made.add_argument("--steps", type=int, default=steps)
     made.add_argument("--batch-size", type=int, default=32)
@@ -38,6 +39,15 @@ def load(args):
     data = data.map(lambda r: {**tokenizer(r["sentence"], truncation=True, max_length=128), "labels": r["label"]})
     held_out = data["train"].train_test_split(2000, seed=0)
     return tokenizer, held_out if args.held_out else {"train": held_out["train"], "test": data["test"]}
+
+
+def unlabeled(args, tokenizer) -> list[dict] | None:
+    """Return sentences of other text of 4 to 30 words, without labels; None if none is given."""
+    if not args.unlabeled:
+        return None
+    lines = load_dataset("parquet", data_files=str(args.unlabeled / "train.parquet"))["train"]["text"]
+    pieces = [s.strip() for line in lines for s in line.lower().split(" . ") if 4 <= len(s.split()) <= 30]
+    return [dict(tokenizer(piece, truncation=True, max_length=64)) for piece in pieces]
 
 
 def cached(args, tokenizer, data) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,6 @@ from hf_compress.architecture.units import AxisSlice as AxisSlice
 from hf_compress.architecture.units import UnitGroup as UnitGroup
 from hf_compress.architecture.units import expand_units as expand_units
 from hf_compress.architecture.units import nonzero_units as nonzero_units
-from hf_compress.architecture.units import unit_index as unit_index
 from hf_compress.architecture.units import unit_scores as unit_scores
 from hf_compress.errors import ArchitectureError
 
@@ -32,12 +32,14 @@ class Axis:
     """One thing that a config field makes larger or smaller.
 
     Args:
-        name: "ffn", "layers", "heads", "kv_heads", "width", "vocabulary", or "other".
+        name: "ffn", "layers", "heads", "kv_heads", "width", "vocabulary", or "other"; "hidden", "filters" and
+            "head_size" where each channel is known in all layers (`width`).
         field: dotted path of the config field.
         size: its value now.
         slices: the dimensions it reaches; empty for layers.
         stacks: for layers, the prefixes before the index, such as "encoder.layer."; otherwise empty.
-        groups: for ffn and whole heads, the units of each layer; otherwise empty.
+        groups: for ffn and whole heads, the units of each layer; for hidden and filters, of each space of channels, as
+            many of each going as of the first; otherwise empty.
         fields: for these, every config field that follows, and how much of it one unit stands for.
         extra: config fields that must be written as they are once units go, so that the model derives nothing else.
         legal: the numbers of units that the config accepts, ascending; empty if all are.
@@ -49,13 +51,17 @@ class Axis:
     slices: tuple[AxisSlice, ...] = ()
     stacks: tuple[str, ...] = ()
     groups: tuple[UnitGroup, ...] = ()
-    fields: tuple[tuple[str, int], ...] = ()
+    fields: tuple[tuple[str, int | Fraction], ...] = ()
     extra: tuple[tuple[str, int], ...] = ()
     legal: tuple[int, ...] = ()
 
     def values(self, units: int) -> dict[str, int]:
         """Return the config fields that say that `units` units are there."""
-        return {name: each * units for name, each in self.fields or ((self.field, 1),)} | dict(self.extra)
+        return {name: int(each * units) for name, each in self.fields or ((self.field, 1),)} | dict(self.extra)
+
+    def counts(self, units: int) -> list[int]:
+        """Return how many units of each group are there when there are `units` of the first."""
+        return [int(Fraction(group.count * units, self.size)) for group in self.groups]
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def head_axes(model: Any) -> tuple[Axis, ...]:
     found = find_head_axes(model)
     if isinstance(found, str):
         raise ArchitectureError(
-            f"expected attention heads of {type(model).__name__} that can be removed, found none: {found}; use ffn, "
-            "layers, or structure='unstructured'"
+            f"expected attention heads of {type(model).__name__} that can be removed, found none: {found}; use "
+            "hidden (the width, and heads with it), ffn, layers, or structure='unstructured'"
         )
     return found
 

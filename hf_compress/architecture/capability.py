@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,21 @@ from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy, Axis, probe
 from hf_compress.architecture.attention import find_head_axes
 from hf_compress.architecture.kept import width_of
+from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
 
 _FRACTIONS = (0.75, 0.5, 0.25)
 _FLOAT32_BYTES = 4
 # Offered by `shrink` in this version; the other axes are found too, and reported as not offered.
-_OFFERED = ("ffn", "heads", "layers")
+_WIDTHS = ("hidden", "filters", "head_size")
+_OFFERED = ("ffn", "heads", "layers", *_WIDTHS)
 _TITLES = {
     "ffn": "feed-forward width",
     "layers": "layers",
     "heads": "attention heads",
-    "width": "hidden width",
+    "hidden": "hidden width",
+    "filters": "width of a stage",
+    "head_size": "size of each head",
     "vocabulary": "vocabulary",
 }
 
@@ -54,7 +59,7 @@ class AxisReport:
     """What can be done along one axis.
 
     Args:
-        name: "ffn", "layers", "heads", "width" or "vocabulary".
+        name: "ffn", "layers", "heads", "hidden", "filters", "head_size" or "vocabulary".
         field: the config field that says its size.
         size: its value now.
         smallest: the smallest legal value; `size` where nothing can be removed in this version.
@@ -119,15 +124,17 @@ def inspect_model(model: Any) -> CapabilityReport:
     anatomy = probe(subject)
     config, total = subject.config, probing.count(anatomy.shapes)
     heads = find_head_axes(subject)
-    named = [axis for axis in anatomy.axes if axis.name in _TITLES and axis.name not in ("heads", "kv_heads")]
+    widths, reasons = find_width_axes(subject)
+    named = [axis for axis in anatomy.axes if axis.name in ("ffn", "layers", "vocabulary")]
     named += [] if isinstance(heads, str) else heads
+    named += widths
     return CapabilityReport(
         model_class=type(subject).__name__,
         model_type=str(getattr(config, "model_type", "")),
         parameters=total,
         bytes=total * _FLOAT32_BYTES,
         axes=tuple(_axis_report(axis, anatomy, type(subject), config) for axis in sorted(named, key=_order)),
-        fixed=({"heads": heads} if isinstance(heads, str) else {}) | _fixed(anatomy, config),
+        fixed=({"heads": heads} if isinstance(heads, str) else {}) | _fixed(anatomy, named, config) | reasons,
     )
 
 
@@ -177,19 +184,24 @@ def _axis_report(axis: Axis, anatomy: Anatomy, model_class: type, config: Any) -
         name=axis.name,
         field=axis.field,
         size=axis.size,
-        smallest=1 if is_offered else axis.size,
-        parameters_per_unit=_parameters_per_unit(axis, anatomy),
+        smallest=(*axis.legal, 1)[0] if is_offered else axis.size,
+        parameters_per_unit=_parameters_per_unit(axis, anatomy, model_class, config),
         is_offered=is_offered,
         note=_note(axis),
         predictions=_predict(axis, model_class, config) if is_offered else (),
     )
 
 
-def _parameters_per_unit(axis: Axis, anatomy: Anatomy) -> int:
-    """Return how many parameters one unit of `axis` has in the whole model (for layers: the last layer)."""
+def _parameters_per_unit(axis: Axis, anatomy: Anatomy, model_class: type, config: Any) -> int:
+    """Return how many parameters go with one unit of `axis` in the whole model (for layers: the last layer)."""
     if axis.stacks:
         last = tuple(f"{prefix}{axis.size - 1}." for prefix in axis.stacks)
         return probing.count({n: s for n, s in anatomy.shapes.items() if n.startswith(last)})
+    if axis.name in _WIDTHS:
+        size = axis.legal[-2] if axis.legal else axis.size - 1
+        fewer = probing.try_fields(model_class, config, axis.values(size))
+        less = probing.count(anatomy.shapes) if isinstance(fewer, str) else probing.count(fewer)
+        return (probing.count(anatomy.shapes) - less) // (axis.size - size)
     total = 0
     for piece in axis.slices:
         shape = anatomy.shapes[piece.parameter]
@@ -209,7 +221,10 @@ def _note(axis: Axis) -> str:
         return "whole layers; the last one stays"
     if axis.name == "vocabulary":
         return "with its tokenizer, for the text of a corpus: shrink_vocabulary"
-    return "the config can say it, but it is not offered in this version"
+    multiple = f"; multiples of {axis.legal[0]}" if axis.legal and axis.legal[0] > 1 else ""
+    heads = "; heads go with it" if any(each != 1 for _, each in axis.fields) else ""
+    what = "entries of every head" if axis.name == "head_size" else "the same channels in all layers"
+    return f"{what}{multiple}{heads}"
 
 
 def _predict(axis: Axis, model_class: type, config: Any) -> tuple[Prediction, ...]:
@@ -225,12 +240,12 @@ def _predict(axis: Axis, model_class: type, config: Any) -> tuple[Prediction, ..
     return tuple(found)
 
 
-def _fixed(anatomy: Anatomy, config: Any) -> dict[str, str]:
+def _fixed(anatomy: Anatomy, found: Sequence[Axis], config: Any) -> dict[str, str]:
     """Return why the axes that people ask for are not there, by the standard names that configs map theirs to."""
     aliases = getattr(config, "attribute_map", {})
     reasons = {}
     for name, standard in (("ffn", "intermediate_size"), ("layers", "num_hidden_layers")):
-        if anatomy.named(name):
+        if any(axis.name == name for axis in found):
             continue
         own = aliases.get(standard, standard)
         fields = [f for f in (*anatomy.fixed, *(a.field for a in anatomy.axes)) if f.rpartition(".")[2] == own]
@@ -262,7 +277,7 @@ def _lines(report: CapabilityReport) -> list[str]:
             f"{_TITLES[axis.name]:<20}{axis.field:<28}{axis.size:>8,}{legal:>14}{axis.parameters_per_unit:>14,}  "
             f"{axis.note}"
         )
-    lines += [f"{_TITLES[name]:<20}cannot be removed: {why}" for name, why in report.fixed.items()]
+    lines += [f"{_TITLES.get(name, name):<20}cannot be removed: {why}" for name, why in report.fixed.items()]
     predictions = [(axis, prediction) for axis in report.axes for prediction in axis.predictions]
     if predictions:
         lines += ["", f"{'after shrinking':<48}{'to':>8}{'parameters':>18}{'MB':>12}{'share':>8}"]

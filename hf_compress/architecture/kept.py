@@ -17,6 +17,15 @@ from hf_compress.errors import ArchitectureError, did_you_mean
 # None, a whole number, a fraction, a list of indices (of lists, for units), or a dict from config field to these.
 Amount: TypeAlias = Any
 
+_WHAT = {
+    "ffn": "a feed-forward width",
+    "heads": "attention heads",
+    "layers": "a number of layers",
+    "hidden": "a hidden width",
+    "filters": "widths of stages",
+    "head_size": "a size of heads apart from the width",
+}
+
 
 def choose_layers(anatomy: Anatomy, layers: Amount) -> dict[Axis, list[int]]:
     """Return the indices of the layers that stay, for each stack that was asked for.
@@ -67,8 +76,70 @@ def choose_units(
     return {axis: _unit_indices(option, axis, value, parameters) for axis, value in chosen.items()}
 
 
+def choose_channels(
+    option: str, axes: Sequence[Axis], amount: Amount, parameters: Mapping[str, torch.Tensor]
+) -> dict[Axis, list[torch.Tensor]]:
+    """Return the kept units of each group of each axis, where all groups shrink with the first.
+
+    Args:
+        option: "hidden", "filters" or "head_size", for messages.
+        axes: whose channels may go.
+        amount: as in `shrink`; of a list the other groups follow by number.
+        parameters: of the model, by full name.
+
+    Raises:
+        ArchitectureError: if there is no such axis, or the number or a channel is illegal.
+    """
+    if amount is None:
+        return {axis: _alive_channels(option, axis, parameters) for axis in axes}
+    chosen: dict[Axis, list[torch.Tensor]] = {}
+    for axis, value in _by_axis(option, list(axes), amount).items():
+        first = None
+        if isinstance(value, float):
+            value = _nearest_legal(axis, _width_of(option, value, axis.size))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            first = torch.tensor(_check_indices(option, axis, torch.as_tensor(value).tolist()))
+            value = len(first)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArchitectureError(
+                f"{option}: expected a whole number from 1 to {axis.size}, a fraction or a list of channels, found "
+                f"{value!r}"
+            )
+        _check_number(option, axis, value)
+        chosen[axis] = _channels(axis, value, [unit_scores(group, parameters) for group in axis.groups], first)
+    return chosen
+
+
+def _channels(
+    axis: Axis, size: int, scores: Sequence[torch.Tensor], first: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Return the strongest units of each group when `size` of the first stay."""
+    found = []
+    for group, number, each in zip(axis.groups, axis.counts(size), scores, strict=True):
+        blocks = each.view(group.blocks, -1)
+        kept = [_strongest(block, number // group.blocks) + i * blocks.shape[1] for i, block in enumerate(blocks)]
+        found.append(torch.cat(kept))
+    return found if first is None else [first, *found[1:]]
+
+
+def _alive_channels(option: str, axis: Axis, parameters: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return what is left without the channels that are zero everywhere; all if none is."""
+    alive = [nonzero_units(group, parameters).cpu().float() for group in axis.groups]
+    needed = [int(each.view(group.blocks, -1).sum(1).max()) for group, each in zip(axis.groups, alive, strict=True)]
+    sizes = [
+        size
+        for size in axis.legal or range(1, axis.size + 1)
+        if all(n // g.blocks >= least for g, n, least in zip(axis.groups, axis.counts(size), needed, strict=True))
+    ]
+    return _channels(axis, min(sizes, default=axis.size), alive)
+
+
+def _nearest_legal(axis: Axis, size: int) -> int:
+    return min(axis.legal or (size,), key=lambda legal: (abs(legal - size), -legal))
+
+
 def _by_axis(option: str, axes: list[Axis], value: Amount) -> dict[Axis, Amount]:
-    what = {"ffn": "a feed-forward width", "heads": "attention heads", "layers": "a number of layers"}[option]
+    what = _WHAT[option]
     if not axes:
         raise ArchitectureError(
             f"{option}: expected {what} that the config can change, found none; see inspect_model(model)"
@@ -110,16 +181,20 @@ def width_of(fraction: float, size: int) -> int:
     return max(1, round(fraction * size))
 
 
+def _width_of(option: str, fraction: float, size: int) -> int:
+    if not 0 < fraction < 1:
+        raise ArchitectureError(
+            f"{option}: expected a fraction above 0 and below 1, found {fraction}; nearest legal: "
+            f"{1 / size if fraction <= 0 else (size - 1) / size:.4g}"
+        )
+    return width_of(fraction, size)
+
+
 def _unit_indices(
     option: str, axis: Axis, value: Amount, parameters: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     if isinstance(value, float):
-        if not 0 < value < 1:
-            raise ArchitectureError(
-                f"{option}: expected a fraction above 0 and below 1, found {value}; nearest legal: "
-                f"{1 / axis.size if value <= 0 else (axis.size - 1) / axis.size:.4g}"
-            )
-        value = width_of(value, axis.size)
+        value = _width_of(option, value, axis.size)
     if isinstance(value, int) and not isinstance(value, bool):
         _check_number(option, axis, value)
         return [_strongest(scores, value) for scores in _tied_scores(axis, parameters)]

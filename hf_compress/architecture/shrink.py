@@ -1,13 +1,11 @@
-"""`shrink`: removes feed-forward units and layers, so that a smaller plain model with the same class remains.
+"""`shrink`: removes units, layers and channels, so that a smaller plain model with the same class remains.
 
 Level: state. Legality is settled before anything is built; the input is never changed.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,46 +14,25 @@ from torch import nn
 from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy, Axis, probe
 from hf_compress.architecture.attention import find_head_axes, head_axes
-from hf_compress.architecture.kept import Amount, choose_layers, choose_units
-from hf_compress.architecture.units import AxisSlice, UnitGroup, expand_units, unit_index
-from hf_compress.architecture.verify import check_equal, masked_reference
+from hf_compress.architecture.cut import Plan, check_cut, check_matches_config, cut, expected_shapes, refuse_unsuitable
+from hf_compress.architecture.kept import Amount, choose_channels, choose_layers, choose_units
+from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What stays.
-
-    Args:
-        fields: config path -> new value.
-        layer_fields: the part of `fields` that speaks of layers.
-        units: group of units -> the kept ones, ascending.
-        layers: stack prefix -> kept indices, ascending.
-    """
-
-    fields: dict[str, Any] = field(default_factory=dict)
-    layer_fields: dict[str, Any] = field(default_factory=dict)
-    units: dict[UnitGroup, torch.Tensor] = field(default_factory=dict)
-    layers: dict[str, list[int]] = field(default_factory=dict)
-
-    def old_name(self, name: str) -> str:
-        """Return what a parameter of the smaller model was called in the full one."""
-        for prefix, kept in self.layers.items():
-            if name.startswith(prefix):
-                index, _, rest = name.removeprefix(prefix).partition(".")
-                return f"{prefix}{kept[int(index)]}.{rest}"
-        return name
-
-    def new_name(self, name: str) -> str | None:
-        """Return what a parameter of the full model is called in the smaller one; None if its layer goes."""
-        for prefix, kept in self.layers.items():
-            if name.startswith(prefix):
-                index, _, rest = name.removeprefix(prefix).partition(".")
-                return f"{prefix}{kept.index(int(index))}.{rest}" if int(index) in kept else None
-        return name
+_WIDTHS = ("hidden", "filters", "head_size")
 
 
-def shrink(model: Any, *, ffn: Amount = None, heads: Amount = None, layers: Amount = None, verify: bool = True) -> Any:
+def shrink(
+    model: Any,
+    *,
+    ffn: Amount = None,
+    heads: Amount = None,
+    layers: Amount = None,
+    hidden: Amount = None,
+    filters: Amount = None,
+    head_size: Amount = None,
+    verify: bool = True,
+) -> Any:
     """Return a smaller model of the same class, which stock `from_pretrained` loads once it is saved.
 
     Args:
@@ -68,6 +45,12 @@ def shrink(model: Any, *, ffn: Amount = None, heads: Amount = None, layers: Amou
             config can say their number apart from the width.
         layers: layers to keep. None: all; a whole number: evenly spaced, first and last included (one: the last);
             a list: their indices. For models with several stacks a dict from config field to either.
+        hidden: channels of the hidden width to keep, the same in all layers, with as large a part of all that follows
+            from the width. None: drop those that are zero everywhere; a whole number that the config accepts, or a
+            fraction (the nearest that it accepts): keep the strongest by L2 norm over all parameters; a list: their
+            indices; a dict from config field to any of these.
+        filters: channels of each stage, as `hidden`, where the config says a width for each.
+        head_size: entries of each head to keep, as `hidden`, where the config says it apart from the width.
         verify: compare outputs with the masked full model on a made-up input.
 
     Returns:
@@ -79,98 +62,91 @@ def shrink(model: Any, *, ffn: Amount = None, heads: Amount = None, layers: Amou
     Source: Sajjad et al. 2023, "On the effect of dropping layers of pre-trained transformer models", drop from the top
         before fine-tuning (give a list for that); once a model is fine-tuned its last layer has to stay.
     """
-    _refuse_unsuitable(model)
-    anatomy = probe(model)
-    _check_matches_config(model, anatomy)
-    plan = _make_plan(model, anatomy, ffn, heads, layers)
-    config = probing.with_fields(model.config, plan.fields)
-    _check_shapes(type(model), config, plan, _expected_shapes(anatomy, plan))
-    shrunk = _build_copy(model, config, plan, anatomy)
+    amounts = {
+        "ffn": ffn,
+        "heads": heads,
+        "layers": layers,
+        "hidden": hidden,
+        "filters": filters,
+        "head_size": head_size,
+    }
+    widths = {name: amounts.pop(name) for name in _WIDTHS}
+    if any(amount is not None for amount in widths.values()):
+        # One after the other: where a feed-forward width is a multiple of the hidden one, both cut the same entries.
+        return _shrunk(_shrunk(model, widths, verify), amounts, verify)
+    return _shrunk(model, {**widths, **amounts}, verify)
+
+
+def _shrunk(model: Any, amounts: Mapping[str, Amount], verify: bool) -> Any:
+    plan = _make_plan(model, amounts)
+    shrunk = cut(model, plan)
     if verify:
-        lists = {prefix.removesuffix("."): kept for prefix, kept in plan.layers.items()}
-        check_equal(shrunk, masked_reference(model, _masks(model, plan), lists, plan.layer_fields))
-    return shrunk.train(model.training)
+        check_cut(shrunk, model, plan)
+    return shrunk
 
 
-def cut_units(model: Any, units: Mapping[UnitGroup, torch.Tensor], fields: Mapping[str, Any]) -> Any:
-    """Return a smaller model with the given units, not compared with the full one.
-
-    Args:
-        model: a plain transformers model; it is left as it is.
-        units: group -> the units that stay, ascending.
-        fields: config path -> new value, which say so.
-
-    Raises:
-        ArchitectureError: if the config cannot say that shape.
-    """
-    _refuse_unsuitable(model)
+def _make_plan(model: Any, amounts: Mapping[str, Amount]) -> Plan:
+    refuse_unsuitable(model)
     anatomy = probe(model)
-    _check_matches_config(model, anatomy)
-    plan = _Plan(fields=dict(fields), units=dict(units))
-    config = probing.with_fields(model.config, plan.fields)
-    _check_shapes(type(model), config, plan, _expected_shapes(anatomy, plan))
-    return _build_copy(model, config, plan, anatomy).train(model.training)
+    check_matches_config(model, anatomy)
+    plan = _layer_plan(model, anatomy, amounts.get("layers"))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # Feed-forward widths that no plain modules make are found as the widths of the whole model are.
+    is_plain = bool(anatomy.named("ffn"))
+    wide = {name: amount for name, amount in amounts.items() if name in (*_WIDTHS, *(() if is_plain else ("ffn",)))}
+    for name, found in _width_axes(model, wide).items():
+        _add(plan, choose_channels(name, found, wide[name], parameters))
+    for name in ("ffn", "heads"):
+        if name in amounts and name not in wide:
+            axes = _head_axes(model, amounts[name], parameters) if name == "heads" else anatomy.named(name)
+            removed = {g.name for axis in axes for g in axis.groups if plan.new_name(f"{g.name}.") is None}
+            _add(plan, choose_units(name, axes, amounts[name], parameters, removed))
+    return plan
 
 
-def _refuse_unsuitable(model: Any) -> None:
-    from transformers import PreTrainedModel
-
-    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise ArchitectureError(
-            f"expected a plain model, found {type(model).__name__} with PEFT adapters; merge them first with "
-            "model.merge_and_unload()"
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise ArchitectureError(
-            f"expected a transformers PreTrainedModel, found {type(model).__name__}; pass the model inside it (for "
-            "DataParallel .module, for torch.compile ._orig_mod)"
-        )
-    is_foreign = any(type(m).__module__.startswith("bitsandbytes") for m in model.modules())
-    if is_foreign or getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):
-        raise ArchitectureError(
-            f"expected 16- or 32-bit weights, found a quantized {type(model).__name__}; shrink first, quantize last"
-        )
-    if any(p.is_meta for p in model.parameters()):
-        raise ArchitectureError(
-            f"expected {type(model).__name__} with its weights in memory, found weights on the meta device (not "
-            "loaded or offloaded); load it without device_map"
-        )
+def _add(plan: Plan, chosen: Mapping[Axis, list[torch.Tensor]]) -> None:
+    for axis, units in chosen.items():
+        if any(len(kept) < group.count for group, kept in zip(axis.groups, units, strict=True)):
+            size = len(units[0]) * axis.size // axis.groups[0].count
+            plan.fields.update(axis.values(size))
+            plan.units.update(zip(axis.groups, units, strict=True))
 
 
-def _check_matches_config(model: nn.Module, anatomy: Anatomy) -> None:
-    found = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
-    differing = sorted(
-        {n for n in anatomy.shapes if found.get(n) != anatomy.shapes[n]}
-        | {n for n, _ in model.named_parameters() if n not in anatomy.shapes}
+def _width_axes(model: nn.Module, amounts: Mapping[str, Amount]) -> dict[str, list[Axis]]:
+    """Return the axes of the widths; they cost a small model to find, so only if any is asked for or may be zero."""
+    if all(amount is None for amount in amounts.values()) and not _has_zero_channel(model):
+        return {}
+    found, reasons = find_width_axes(model)
+    axes = {name: [axis for axis in found if axis.name == name] for name in amounts}
+    for name, amount in amounts.items():
+        if amount is not None and not axes[name]:
+            why = "; ".join(f"{field}: {reason}" for field, reason in reasons.items()) or "no config field says one"
+            raise ArchitectureError(
+                f"{name}: expected channels of {type(model).__name__} that can be removed, found none: {why}"
+            )
+    return axes
+
+
+def _has_zero_channel(model: Any) -> bool:
+    """Whether a channel of an embedding, or of a convolution, is zero."""
+    first = (p for p in model.parameters() if p.dim() > 1)
+    return any(
+        bool((p.flatten(2).flatten(1) == 0).all(1).any() if p.dim() > 2 else (p == 0).all(0).any()) for p in first
     )
-    if differing:
-        raise ArchitectureError(
-            f"expected the parameters that the config of {type(model).__name__} describes, found {len(differing)} "
-            f"others, such as {differing[0]}; such a model does not load with stock from_pretrained: undo the change"
-        )
 
 
-def _make_plan(model: nn.Module, anatomy: Anatomy, ffn: Amount, heads: Amount, layers: Amount) -> _Plan:
-    plan = _Plan()
+def _layer_plan(model: nn.Module, anatomy: Anatomy, layers: Amount) -> Plan:
+    plan = Plan()
     for axis, kept in choose_layers(anatomy, layers).items():
         if len(kept) == axis.size:
             continue
-        alone = _Plan(layers=dict.fromkeys(axis.stacks, kept))
-        expected = _expected_shapes(anatomy, alone)
+        alone = Plan(layers=dict.fromkeys(axis.stacks, kept))
+        expected = expected_shapes(anatomy, alone)
         plan.layers.update(alone.layers)
         plan.layer_fields[axis.field] = len(kept)
         plan.layer_fields.update(_sliced_lists(type(model), model.config, axis, kept, expected))
+        plan.layer_fields.update(_stage_fields(model.config, axis, kept))
     plan.fields.update(plan.layer_fields)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for option, axes, amount in (
-        ("ffn", anatomy.named("ffn"), ffn),
-        ("heads", _head_axes(model, heads, parameters), heads),
-    ):
-        removed = {g.name for axis in axes for g in axis.groups if plan.new_name(f"{g.name}.") is None}
-        for axis, units in choose_units(option, axes, amount, parameters, removed).items():
-            if len(units[0]) < axis.size:
-                plan.fields.update(axis.values(len(units[0])))
-                plan.units.update(zip(axis.groups, units, strict=True))
     return plan
 
 
@@ -183,6 +159,15 @@ def _head_axes(model: nn.Module, heads: Amount, parameters: Mapping[str, torch.T
         found = find_head_axes(model)
         return () if isinstance(found, str) else found
     return head_axes(model)
+
+
+def _stage_fields(config: Any, axis: Axis, kept: list[int]) -> dict[str, Any]:
+    """Return what a config that can serve as a backbone says of its layers: it names one stage for each."""
+    names, used = getattr(config, "stage_names", None), getattr(config, "out_features", None)
+    if not names or len(names) != axis.size + 1 or used != [names[-1]]:
+        return {}
+    names = list(names[: len(kept) + 1])
+    return {"stage_names": names, "out_features": [names[-1]], "out_indices": [len(kept)]}
 
 
 def _sliced_lists(model_class: type, config: Any, axis: Axis, kept: list[int], expected: probing.Shapes) -> dict:
@@ -202,85 +187,3 @@ def _sliced_lists(model_class: type, config: Any, axis: Axis, kept: list[int], e
     else:
         chosen = derived
     return {path: sliced[path] for path in chosen}
-
-
-def _expected_shapes(anatomy: Anatomy, plan: _Plan) -> probing.Shapes:
-    expected = {}
-    sizes: dict[tuple[str, int], int] = {}
-    for group, units in plan.units.items():
-        for piece in group.slices:
-            key = (piece.parameter, piece.dim)
-            entries = sizes.get(key, anatomy.shapes[piece.parameter][piece.dim])
-            sizes[key] = entries - piece.per_unit * (group.count - len(units))
-    for name, shape in anatomy.shapes.items():
-        new_name = plan.new_name(name)
-        if new_name is not None:
-            expected[new_name] = tuple(sizes.get((name, dim), entries) for dim, entries in enumerate(shape))
-    return expected
-
-
-def _check_shapes(model_class: type, config: Any, plan: _Plan, expected: probing.Shapes) -> None:
-    """Hold what the new config builds, and what it builds once it was saved, against what the tensors will be."""
-    for is_reloaded in (False, True):
-        found = probing.try_shapes(model_class, config, is_reloaded)
-        if isinstance(found, str):
-            raise ArchitectureError(
-                f"expected {model_class.__name__} to accept {plan.fields}, found that it refuses: {found}; keep "
-                "another number of units or layers"
-            )
-        differing = sorted({n for n in {*found, *expected} if found.get(n) != expected.get(n)})
-        if differing:
-            raise ArchitectureError(
-                f"expected the kept layers {list(plan.layers.values())} to fit the places that the config of "
-                f"{model_class.__name__} gives them, found {differing[0]} to be different there; layers are not "
-                "interchangeable in this model: keep the first one, and for mixed kinds keep their pattern"
-            )
-
-
-def _build_copy(model: Any, config: Any, plan: _Plan, anatomy: Anatomy) -> Any:
-    """Return the smaller model, filled from the full one by name."""
-    device = next(model.parameters()).device
-    shrunk = probing.build(type(model), config, device)
-    sources = dict(model.named_parameters(remove_duplicate=False))
-    pieces = _pieces(plan)
-    for name, parameter in shrunk.named_parameters():
-        old = plan.old_name(name)
-        kept = sources[old].detach()
-        for piece, units, count in pieces.get(old, ()):
-            index = unit_index(piece, units, count, kept.shape[piece.dim])
-            kept = kept.index_select(piece.dim, index.to(kept.device))
-        parameter.data = kept.clone(memory_format=torch.contiguous_format)
-        parameter.requires_grad_(sources[old].requires_grad)
-    _copy_buffers(model, shrunk, plan)
-    if getattr(model, "generation_config", None) is not None:
-        shrunk.generation_config = copy.deepcopy(model.generation_config)
-    return shrunk
-
-
-def _copy_buffers(model: nn.Module, shrunk: nn.Module, plan: _Plan) -> None:
-    # Those that are not saved too (rotary frequencies): a cast model has them in its own precision.
-    sources = dict(model.named_buffers(remove_duplicate=False))
-    for name, buffer in shrunk.named_buffers():
-        source = sources.get(plan.old_name(name))
-        if source is not None and source.shape == buffer.shape:
-            buffer.data = source.detach().clone()
-
-
-def _pieces(plan: _Plan) -> dict[str, list[tuple[AxisSlice, torch.Tensor, int]]]:
-    found: dict[str, list[tuple[AxisSlice, torch.Tensor, int]]] = {}
-    for group, units in plan.units.items():
-        for piece in group.slices:
-            found.setdefault(piece.parameter, []).append((piece, units, group.count))
-    # From behind, so that what goes moves nothing that is still to be cut.
-    return {name: sorted(cuts, key=lambda cut: cut[0].start, reverse=True) for name, cuts in found.items()}
-
-
-def _masks(model: nn.Module, plan: _Plan) -> dict[str, torch.Tensor]:
-    parameters = dict(model.named_parameters())
-    masks: dict[str, torch.Tensor] = {}
-    for group, units in plan.units.items():
-        keep = torch.zeros(group.count, dtype=torch.bool)
-        keep[units] = True
-        for name, mask in expand_units(group, keep, parameters).items():
-            masks[name] = masks[name] & mask if name in masks else mask
-    return masks

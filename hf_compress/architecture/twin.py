@@ -6,15 +6,16 @@ together. So a guess about an architecture is settled by its own forward pass, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy
-from hf_compress.architecture.units import AxisSlice, unit_index
-from hf_compress.architecture.verify import made_up_outputs
+from hf_compress.architecture.units import AxisSlice, permuted_index
+from hf_compress.architecture.verify import made_up, outputs
 
 _LAYERS = 2
 # What is made smaller, if it is large, so that the twin of a large model takes no more memory than a small one.
@@ -40,33 +41,40 @@ class Twin:
             with torch.no_grad():
                 for parameter in self.model.parameters():
                     # Norms and biases too: what is one or zero everywhere hides a wrong order.
-                    parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+                    parameter.copy_(torch.randn_like(parameter) / parameter.shape[1:].numel() ** 0.5)
         self._names = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        self._expected = made_up_outputs(self.model)
+        self.inputs, self._expected = made_up(self.model)
 
-    def is_unmoved_by(self, moves: Iterable[tuple[AxisSlice, torch.Tensor]]) -> bool:
-        """Return whether the outputs stay what they are when units are permuted.
-
-        Args:
-            moves: where units lie, and a permutation of them, for each piece.
-        """
+    @contextlib.contextmanager
+    def moved(self, moves: Iterable[tuple[AxisSlice, torch.Tensor]]) -> Iterator[None]:
+        """Permute units inside: where they lie, and a permutation of them, for each piece."""
         before: dict[str, torch.Tensor] = {}
         try:
             with torch.no_grad():
                 for piece, order in moves:
                     value = self._names[piece.parameter]
                     before.setdefault(piece.parameter, value.clone())
-                    index = unit_index(piece, order, len(order), value.shape[piece.dim])
+                    index = permuted_index(piece, order, value.shape[piece.dim])
                     value.copy_(value.index_select(piece.dim, index))
-                found = made_up_outputs(self.model)
+            yield
         finally:
             with torch.no_grad():
                 for name, value in before.items():
                     self._names[name].copy_(value)
-        return all(
-            float((found[name] - value).abs().max()) <= _TOLERANCE * float(value.abs().max())
-            for name, value in self._expected.items()
-        )
+
+    def is_unmoved_by(self, moves: Iterable[tuple[AxisSlice, torch.Tensor]]) -> bool:
+        """Return whether the outputs stay what they are when units are permuted, as `moved` does."""
+        with self.moved(moves):
+            found = outputs(self.model, self.inputs)
+        return all(is_close(found[name], value) for name, value in self._expected.items())
+
+
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether two tensors differ by rounding only."""
+    if found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return scale == 0.0 or float((found - expected).abs().max()) <= _TOLERANCE * scale
 
 
 def twin_config(model_class: type, config: Any, anatomy: Anatomy) -> Any:

@@ -5,7 +5,7 @@ Level: state. Plain tensors in, new tensors out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,8 @@ class AxisSlice:
         layer: index in its stack; None outside the layers.
         run: how many of them lie side by side; the runs of one unit lie as far apart as there are units.
         start: where the units begin; what lies before and behind them belongs to none.
+        block: how many units lie side by side before entries of others follow; 0: all.
+        every: how far apart the first units of two blocks lie.
     """
 
     parameter: str
@@ -30,6 +32,8 @@ class AxisSlice:
     layer: int | None
     run: int = 1
     start: int = 0
+    block: int = 0
+    every: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class UnitGroup:
         slices: where the units lie.
         field: the config field that says `count`.
         tie: groups of one model with the same name here must keep the same units; "" if it is free.
+        blocks: into how many blocks of equal size the units fall, each of which must keep as many.
+        balance: those of `slices` to multiply by the root of the kept share, where the model divides by the root of
+            the number of units.
     """
 
     layer: int
@@ -51,6 +58,8 @@ class UnitGroup:
     slices: tuple[AxisSlice, ...]
     field: str = ""
     tie: str = ""
+    blocks: int = 1
+    balance: tuple[AxisSlice, ...] = ()
 
 
 def merge_tied(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
@@ -65,28 +74,43 @@ def merge_tied(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
     return list(found.values())
 
 
-def unit_index(piece: AxisSlice, units: torch.Tensor, size: int, length: int | None = None) -> torch.Tensor:
-    """Return the entries of the dimension `piece.dim` that stay if `units` do.
-
-    Args:
-        piece: where the units lie.
-        units: indices of units, 0 to `size` - 1, in the order in which they shall stay.
-        size: number of units before removal.
-        length: of the dimension; by default that of all units.
-
-    Returns:
-        LongTensor, first what lies before the units, then their `len(units) * piece.per_unit` entries, then the rest.
-    """
-    stop = piece.start + piece.per_unit * size
-    inside = _layout(piece, size)[:, units.long()].flatten()
-    return torch.cat([torch.arange(piece.start), inside, torch.arange(stop, stop if length is None else length)])
-
-
-def _layout(piece: AxisSlice, size: int) -> torch.Tensor:
-    """Return the entries of each unit, (runs, units, entries of a run)."""
+def entries_of(piece: AxisSlice, size: int) -> torch.Tensor:
+    """Return the entries of each of `size` units, LongTensor (runs, units, entries of a run)."""
+    if piece.block:
+        units = torch.arange(size)
+        return (piece.start + units // piece.block * piece.every + units % piece.block).view(1, size, 1)
     # Fused matrices hold whole blocks (all gates, then all ups), so the runs of a unit lie `size` runs apart.
     entries = torch.arange(piece.start, piece.start + piece.per_unit * size)
     return entries.view(piece.per_unit // piece.run, size, piece.run)
+
+
+def permuted_index(piece: AxisSlice, order: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the index that puts unit `order[i]` where unit i was, along a dimension of `length` entries."""
+    entries = entries_of(piece, len(order))
+    index = torch.arange(length)
+    index[entries.flatten()] = entries[:, order].flatten()
+    return index
+
+
+def balanced(values: torch.Tensor, group: UnitGroup, piece: AxisSlice, kept: int) -> torch.Tensor:
+    """Return `values` with the entries of `piece` multiplied by the root of the share of units that is kept."""
+    index = entries_of(piece, group.count).flatten().to(values.device)
+    return values.index_copy(piece.dim, index, values.index_select(piece.dim, index) * (kept / group.count) ** 0.5)
+
+
+def kept_index(cuts: Iterable[tuple[AxisSlice, torch.Tensor, int]], length: int) -> torch.Tensor:
+    """Return the entries of a dimension of `length` that stay, ascending.
+
+    Args:
+        cuts: where units lie, which of them stay, and how many there are.
+        length: of the dimension; entries that belong to no unit stay.
+    """
+    keep = torch.ones(length, dtype=torch.bool)
+    for piece, units, size in cuts:
+        gone = torch.ones(size, dtype=torch.bool)
+        gone[units] = False
+        keep[entries_of(piece, size)[:, gone].flatten()] = False
+    return keep.nonzero().flatten()
 
 
 def expand_units(
@@ -108,7 +132,7 @@ def expand_units(
         parameter = parameters[piece.parameter]
         if piece.parameter not in masks:
             masks[piece.parameter] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-        entries = _layout(piece, group.count)[:, gone].flatten().to(parameter.device)
+        entries = entries_of(piece, group.count)[:, gone].flatten().to(parameter.device)
         masks[piece.parameter].index_fill_(piece.dim, entries, False)
     return masks
 
@@ -151,6 +175,8 @@ def nonzero_units(group: UnitGroup, parameters: Mapping[str, torch.Tensor]) -> t
 
 def by_unit(piece: AxisSlice, size: int, values: torch.Tensor) -> torch.Tensor:
     """Return `values` as (runs, units, rest): what belongs to each unit."""
-    inside = values.detach().movedim(piece.dim, 0).narrow(0, piece.start, piece.per_unit * size)
+    moved = values.detach().movedim(piece.dim, 0)
     runs = piece.per_unit // piece.run
-    return inside.reshape(runs, size, -1)
+    if piece.block:
+        return moved[entries_of(piece, size).flatten().to(moved.device)].reshape(runs, size, -1)
+    return moved.narrow(0, piece.start, piece.per_unit * size).reshape(runs, size, -1)

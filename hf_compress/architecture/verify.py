@@ -27,6 +27,7 @@ def masked_reference(
     masks: Mapping[str, torch.Tensor],
     kept_layers: Mapping[str, Sequence[int]],
     fields: Mapping[str, Any],
+    narrowed: Mapping[str, torch.Tensor],
 ) -> Any:
     """Return a copy of `model` with units zeroed and layers taken out of their lists; other tensors are shared.
 
@@ -35,6 +36,7 @@ def masked_reference(
         masks: parameter name -> bool tensor of its shape, False where zeroed.
         kept_layers: name of a module list -> indices that stay, ascending.
         fields: dotted config path -> value; forward passes read the number of layers and their types there.
+        narrowed: name of a norm -> the channels over which alone it computes its statistics.
     """
     tensors = [*model.parameters(), *model.buffers()]
     # The memo makes deepcopy share every tensor, so only the masked ones cost memory.
@@ -43,6 +45,9 @@ def masked_reference(
         path, _, leaf = name.rpartition(".")
         masked = reference.get_parameter(name).detach() * mask
         setattr(reference.get_submodule(path), leaf, nn.Parameter(masked, requires_grad=False))
+    for path, channels in narrowed.items():
+        parent, _, leaf = path.rpartition(".")
+        setattr(reference.get_submodule(parent), leaf, Narrowed(model.get_submodule(path), channels))
     for path, kept in kept_layers.items():
         parent, _, leaf = path.rpartition(".")
         layers = list(reference.get_submodule(path).children())
@@ -52,16 +57,49 @@ def masked_reference(
     return reference
 
 
-def check_equal(shrunk: Any, reference: Any) -> None:
+class Narrowed(nn.Module):
+    """Applies a norm, or another function of channels, to some of them, and gives zero for the others.
+
+    Args:
+        module: has parameters of one dimension only; it is copied.
+        kept: the channels, LongTensor.
+    """
+
+    def __init__(self, module: nn.Module, kept: torch.Tensor) -> None:
+        super().__init__()
+        self.inner = copy.deepcopy(module)
+        self.size = max(len(p) for p in module.parameters())
+        with torch.no_grad():
+            for parameter in self.inner.parameters():
+                parameter.data = parameter.data[kept.to(parameter.device)]
+        # torch's own norms are told their size apart from their weights.
+        if hasattr(self.inner, "normalized_shape"):
+            self.inner.normalized_shape = (len(kept),)
+        self.register_buffer("kept", kept.to(next(module.parameters()).device), persistent=False)
+
+    def forward(self, values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return a tensor shaped like `values`, whose channels are its last dimension, or else the second."""
+        dim = values.dim() - 1 if values.shape[-1] == self.size else 1
+        found = self.inner(values.index_select(dim, self.kept), *args, **kwargs)
+        return torch.zeros_like(values, dtype=found.dtype).index_copy(dim, self.kept, found)
+
+
+def check_equal(shrunk: Any, reference: Any, kept: Mapping[tuple[int, int], Sequence[torch.Tensor]]) -> None:
     """Compare the outputs of both on a small made-up input.
+
+    Args:
+        shrunk: the smaller model.
+        reference: the full one, masked.
+        kept: (number of channels before, after) -> which ones may have stayed, for outputs that are channels.
 
     Raises:
         ArchitectureError: if they differ by more than rounding, or no input could be made.
     """
-    inputs, expected = _first_accepted(reference)
+    inputs, expected = made_up(reference)
     found = outputs(shrunk, inputs)
     tolerance = _TOLERANCE.get(_narrowest(reference), 1e-4)
     for name, value in expected.items():
+        value = _shortened(value, found[name], kept) if name in found else value
         scale = float(value.abs().max()) if value.numel() else 0.0
         is_same_shape = name in found and found[name].shape == value.shape
         error = float((found[name] - value).abs().max()) if is_same_shape and value.numel() else 0.0
@@ -74,21 +112,31 @@ def check_equal(shrunk: Any, reference: Any) -> None:
             )
 
 
-def made_up_outputs(model: Any) -> dict[str, torch.Tensor]:
-    """Return the floating-point outputs of `model` for a small made-up input, by name.
-
-    Raises:
-        ArchitectureError: if no input could be made.
-    """
-    return _first_accepted(model)[1]
-
-
 def _narrowest(model: nn.Module) -> torch.dtype:
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float32)
 
 
-def _first_accepted(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _shortened(
+    value: torch.Tensor, found: torch.Tensor, kept: Mapping[tuple[int, int], Sequence[torch.Tensor]]
+) -> torch.Tensor:
+    """Return `value` with the channels that `found` has, of several possible ones those that come nearest."""
+    if value.dim() != found.dim():
+        return value
+    for dim, sizes in enumerate(zip(value.shape, found.shape, strict=True)):
+        options = [value.index_select(dim, units.to(value.device)) for units in kept.get(sizes, ())]
+        if sizes[0] != sizes[1] and options:
+            is_last = options[0].shape == found.shape
+            value = min(options, key=lambda v: float((v - found).abs().max())) if is_last else options[0]
+    return value
+
+
+def made_up(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return a small made-up input, by name, and the floating-point outputs of `model` for it.
+
+    Raises:
+        ArchitectureError: if it accepts none.
+    """
     reason = "it names no input that is known"
     for inputs in _candidate_inputs(model):
         try:
@@ -128,14 +176,14 @@ def _candidate_inputs(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Yield inputs made from the config: the main one alone, then everything that forward takes."""
     accepted = inspect.signature(model.forward).parameters
     device = next(model.parameters()).device
-    made = {name: value for name, value in _made_up(model).items() if name in accepted}
+    made = {name: value for name, value in _all_inputs(model).items() if name in accepted}
     main = {name: made[name] for name in (model.main_input_name, "decoder_input_ids") if name in made}
     for inputs in (main, made):
         if inputs:
             yield {name: value.to(device) for name, value in inputs.items()}
 
 
-def _made_up(model: Any) -> dict[str, torch.Tensor]:
+def _all_inputs(model: Any) -> dict[str, torch.Tensor]:
     config = model.config
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     generator = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_compress.architecture.anatomy import Axis, probe
-from hf_compress.architecture.shrink import cut_units
+from hf_compress.architecture.cut import cut_units
 from hf_compress.architecture.tokenizer import closed, count_tokens, cut_tokenizer
 from hf_compress.architecture.units import UnitGroup
 from hf_compress.architecture.verify import outputs

@@ -9,9 +9,9 @@ from hf_compress.architecture.anatomy import (
     ffn_units,
     nonzero_units,
     probe,
-    unit_index,
     unit_scores,
 )
+from hf_compress.architecture.units import kept_index
 from hf_compress.errors import ArchitectureError
 
 FFN = {
@@ -92,7 +92,15 @@ def test_masks_and_scores_equal_a_naive_loop(make, family):
 
 def test_fused_units_lie_a_whole_block_apart():
     piece = AxisSlice("gate_up", dim=0, per_unit=2, layer=0)
-    assert unit_index(piece, torch.tensor([1, 3]), 5).tolist() == [1, 3, 6, 8]
+    assert kept_index([(piece, torch.tensor([1, 3]), 5)], 10).tolist() == [1, 3, 6, 8]
+
+
+def test_queries_between_keys_and_values_of_each_head_are_cut_without_moving_them():
+    # Two heads of three entries each: query, key, value, query, key, value.
+    query = AxisSlice("qkv", 0, 1, layer=0, block=3, every=9)
+    key = AxisSlice("qkv", 0, 1, layer=0, start=3, block=3, every=9)
+    cuts = [(query, torch.tensor([0, 1, 3, 5]), 6), (key, torch.tensor([0, 1, 4, 5]), 6)]
+    assert kept_index(cuts, 18).tolist() == [0, 1, 3, 4, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17]
 
 
 def test_a_tiny_weight_is_not_zero(make):

@@ -109,10 +109,8 @@ def test_what_generates_still_does(tmp_path):
         (lambda: t.BertForSequenceClassification(t.BertConfig(**TEXT)), "size of a head follows from the width"),
         (lambda: t.ResNetForImageClassification(t.ResNetConfig()), "no field that counts attention heads"),
         (lambda: t.LlamaForCausalLM(t.LlamaConfig(**TEXT, num_key_value_heads=1)), "share their keys and values"),
-        # Its norms run over all heads together, so a head that is gone is not one that is silent.
-        (lambda: t.Olmo2ForCausalLM(t.Olmo2Config(**GROUPED)), "does not lay out or use its parts"),
     ],
-    ids=["bert", "resnet", "one key-value head", "olmo2"],
+    ids=["bert", "resnet", "one key-value head"],
 )
 def test_where_heads_cannot_go_the_reason_is_said(model, reason):
     with pytest.raises(ArchitectureError, match=reason):
