@@ -22,6 +22,7 @@ _HOMES = {
     "PruningTrainer": "training.trainer",
     "PruningCallback": "pruning.callback",
     "merge_adapter": "pruning.adapters",
+    "prune_oneshot": "pruning.oneshot.units",
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "shrink_vocabulary": "architecture.vocabulary",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from hf_compress.pruning.adapters import merge_adapter as merge_adapter
     from hf_compress.pruning.callback import PruningCallback as PruningCallback
     from hf_compress.pruning.config import PruningConfig as PruningConfig
+    from hf_compress.pruning.oneshot.units import prune_oneshot as prune_oneshot
     from hf_compress.quantization.bnb import quantize as quantize
     from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
     from hf_compress.recipes.recipe import run_recipe as run_recipe

@@ -6,7 +6,7 @@ Level: state. Legality is settled before anything is built; the input is never c
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,14 +239,23 @@ def reference_of(model: Any, plan: Plan) -> Any:
 
 def _narrowed(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
     """Return the modules that compute statistics over channels that go, with the entries that stay."""
+    pieces = _pieces(plan)
+    return {
+        path: kept_index(pieces[name][0], len(model.get_parameter(name)))
+        for path, name in channel_norms(model, pieces).items()
+    }
+
+
+def channel_norms(model: nn.Module, parameters: Iterable[str]) -> dict[str, str]:
+    """Return those modules among the owners of `parameters` that look at all channels together, with a parameter."""
     found = {}
-    for name, dims in _pieces(plan).items():
+    for name in parameters:
         path = name.rpartition(".")[0]
         module = model.get_submodule(path)
         is_norm = all(p.dim() == 1 for p in module.parameters()) and next(module.children(), None) is None
         # These look at each channel alone, or at groups of them as they are.
         if is_norm and path and not isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-            found[path] = kept_index(dims[0], len(model.get_parameter(name)))
+            found[path] = name
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from hf_compress.architecture.anatomy import Anatomy, Axis
 from hf_compress.architecture.units import nonzero_units, unit_scores
@@ -23,7 +24,6 @@ _WHAT = {
     "layers": "a number of layers",
     "hidden": "a hidden width",
     "filters": "widths of stages",
-    "head_size": "a size of heads apart from the width",
 }
 
 
@@ -36,7 +36,7 @@ def choose_layers(anatomy: Anatomy, layers: Amount) -> dict[Axis, list[int]]:
     if layers is None:
         return {}
     axes = [axis for axis in anatomy.named("layers") if axis.size > 1] or list(anatomy.named("layers"))
-    chosen = _by_axis("layers", axes, layers)
+    chosen = by_axis("layers", axes, layers)
     if not isinstance(layers, Mapping) and len(axes) > 1:
         fields = {axis.field: axis.size for axis in axes}
         raise ArchitectureError(
@@ -46,12 +46,28 @@ def choose_layers(anatomy: Anatomy, layers: Amount) -> dict[Axis, list[int]]:
     return {axis: _layer_indices(axis, value) for axis, value in chosen.items()}
 
 
+def alive_layers(anatomy: Anatomy, model: nn.Module) -> dict[Axis, list[int]]:
+    """Return the indices of the layers that are not entirely zero, for each stack that has a zero one."""
+    parameters = list(model.named_parameters())
+    found = {}
+    for axis in anatomy.named("layers"):
+        kept = [
+            i
+            for i in range(axis.size)
+            if any(bool(p.any()) for n, p in parameters if n.startswith(tuple(f"{s}{i}." for s in axis.stacks)))
+        ]
+        if len(kept) < axis.size:
+            found[axis] = kept or [axis.size - 1]
+    return found
+
+
 def choose_units(
     option: str,
     axes: Sequence[Axis],
     amount: Amount,
     parameters: Mapping[str, torch.Tensor],
     removed: Collection[str],
+    multiple: int = 1,
 ) -> dict[Axis, list[torch.Tensor]]:
     """Return the kept units of each group of each axis, ascending, all of one length.
 
@@ -61,6 +77,7 @@ def choose_units(
         amount: as in `shrink`.
         parameters: of the model, by full name.
         removed: names of groups whose layer goes; they have no say in the common width.
+        multiple: what a fraction is rounded to.
 
     Raises:
         ArchitectureError: if there is no such axis, or the number or a unit is illegal.
@@ -72,73 +89,39 @@ def choose_units(
             f"{option}: expected a dict from config field to lists of units, since this model has {len(axes)} fields "
             f"({', '.join(axis.field for axis in axes)}), found one list"
         )
-    chosen = _by_axis(option, list(axes), amount)
-    return {axis: _unit_indices(option, axis, value, parameters) for axis, value in chosen.items()}
+    chosen = by_axis(option, list(axes), amount)
+    return {axis: _unit_indices(option, axis, value, parameters, multiple) for axis, value in chosen.items()}
 
 
-def choose_channels(
-    option: str, axes: Sequence[Axis], amount: Amount, parameters: Mapping[str, torch.Tensor]
-) -> dict[Axis, list[torch.Tensor]]:
-    """Return the kept units of each group of each axis, where all groups shrink with the first.
-
-    Args:
-        option: "hidden", "filters" or "head_size", for messages.
-        axes: whose channels may go.
-        amount: as in `shrink`; of a list the other groups follow by number.
-        parameters: of the model, by full name.
+def unit_count(option: str, axis: Axis, amount: Amount) -> int:
+    """Return the number of units that a whole number or a fraction means.
 
     Raises:
-        ArchitectureError: if there is no such axis, or the number or a channel is illegal.
+        ArchitectureError: if it is neither, or no legal number.
     """
-    if amount is None:
-        return {axis: _alive_channels(option, axis, parameters) for axis in axes}
-    chosen: dict[Axis, list[torch.Tensor]] = {}
-    for axis, value in _by_axis(option, list(axes), amount).items():
-        first = None
-        if isinstance(value, float):
-            value = _nearest_legal(axis, _width_of(option, value, axis.size))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            first = torch.tensor(_check_indices(option, axis, torch.as_tensor(value).tolist()))
-            value = len(first)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ArchitectureError(
-                f"{option}: expected a whole number from 1 to {axis.size}, a fraction or a list of channels, found "
-                f"{value!r}"
-            )
-        _check_number(option, axis, value)
-        chosen[axis] = _channels(axis, value, [unit_scores(group, parameters) for group in axis.groups], first)
-    return chosen
+    if isinstance(amount, float):
+        return nearest_legal(axis, checked_width(option, amount, axis.size), 1)
+    if isinstance(amount, bool) or not isinstance(amount, int):
+        raise ArchitectureError(
+            f"{option}: expected a whole number from 1 to {axis.size} or a fraction below 1, found {amount!r}"
+        )
+    check_number(option, axis, amount)
+    return amount
 
 
-def _channels(
-    axis: Axis, size: int, scores: Sequence[torch.Tensor], first: torch.Tensor | None = None
-) -> list[torch.Tensor]:
-    """Return the strongest units of each group when `size` of the first stay."""
-    found = []
-    for group, number, each in zip(axis.groups, axis.counts(size), scores, strict=True):
-        blocks = each.view(group.blocks, -1)
-        kept = [_strongest(block, number // group.blocks) + i * blocks.shape[1] for i, block in enumerate(blocks)]
-        found.append(torch.cat(kept))
-    return found if first is None else [first, *found[1:]]
+def nearest_legal(axis: Axis, size: int, multiple: int) -> int:
+    """Return the size nearest to `size` that the config accepts and `multiple` divides; the size of now if none."""
+    sizes = axis.legal or range(1, axis.size + 1)
+    rounded = [legal for legal in sizes if legal % multiple == 0] or [axis.size]
+    return min(rounded, key=lambda legal: (abs(legal - size), -legal))
 
 
-def _alive_channels(option: str, axis: Axis, parameters: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return what is left without the channels that are zero everywhere; all if none is."""
-    alive = [nonzero_units(group, parameters).cpu().float() for group in axis.groups]
-    needed = [int(each.view(group.blocks, -1).sum(1).max()) for group, each in zip(axis.groups, alive, strict=True)]
-    sizes = [
-        size
-        for size in axis.legal or range(1, axis.size + 1)
-        if all(n // g.blocks >= least for g, n, least in zip(axis.groups, axis.counts(size), needed, strict=True))
-    ]
-    return _channels(axis, min(sizes, default=axis.size), alive)
+def by_axis(option: str, axes: list[Axis], value: Amount) -> dict[Axis, Amount]:
+    """Return what was asked for of each axis.
 
-
-def _nearest_legal(axis: Axis, size: int) -> int:
-    return min(axis.legal or (size,), key=lambda legal: (abs(legal - size), -legal))
-
-
-def _by_axis(option: str, axes: list[Axis], value: Amount) -> dict[Axis, Amount]:
+    Raises:
+        ArchitectureError: if there is no axis, or none of a given name.
+    """
     what = _WHAT[option]
     if not axes:
         raise ArchitectureError(
@@ -156,13 +139,13 @@ def _by_axis(option: str, axes: list[Axis], value: Amount) -> dict[Axis, Amount]
 
 def _layer_indices(axis: Axis, value: Amount) -> list[int]:
     if isinstance(value, int) and not isinstance(value, bool):
-        _check_number("layers", axis, value)
+        check_number("layers", axis, value)
         return evenly_spaced(value, axis.size)
     if not isinstance(value, (list, tuple, range)):
         raise ArchitectureError(
             f"layers: expected a whole number from 1 to {axis.size} or a list of indices, found {value!r}"
         )
-    return _check_indices("layers", axis, list(value))
+    return check_indices("layers", axis, list(value))
 
 
 def evenly_spaced(number: int, size: int) -> list[int]:
@@ -181,7 +164,12 @@ def width_of(fraction: float, size: int) -> int:
     return max(1, round(fraction * size))
 
 
-def _width_of(option: str, fraction: float, size: int) -> int:
+def checked_width(option: str, fraction: float, size: int) -> int:
+    """Return the number of units that a fraction means.
+
+    Raises:
+        ArchitectureError: if it does not lie above 0 and below 1.
+    """
     if not 0 < fraction < 1:
         raise ArchitectureError(
             f"{option}: expected a fraction above 0 and below 1, found {fraction}; nearest legal: "
@@ -191,13 +179,14 @@ def _width_of(option: str, fraction: float, size: int) -> int:
 
 
 def _unit_indices(
-    option: str, axis: Axis, value: Amount, parameters: Mapping[str, torch.Tensor]
+    option: str, axis: Axis, value: Amount, parameters: Mapping[str, torch.Tensor], multiple: int
 ) -> list[torch.Tensor]:
     if isinstance(value, float):
-        value = _width_of(option, value, axis.size)
+        value = checked_width(option, value, axis.size)
+        value = nearest_legal(axis, value, multiple) if multiple > 1 else value
     if isinstance(value, int) and not isinstance(value, bool):
-        _check_number(option, axis, value)
-        return [_strongest(scores, value) for scores in _tied_scores(axis, parameters)]
+        check_number(option, axis, value)
+        return [strongest(scores, value) for scores in _tied_scores(axis, parameters)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ArchitectureError(
             f"{option}: expected a whole number from 1 to {axis.size}, a fraction or a list of units per layer, "
@@ -221,9 +210,9 @@ def _explicit_units(option: str, axis: Axis, value: Sequence[Any]) -> list[torch
         raise ArchitectureError(
             f"{option}: expected a list of units for each of {len(axis.groups)} layers, found {len(value)}"
         )
-    units = [_check_indices(option, axis, torch.as_tensor(layer).tolist()) for layer in value]
+    units = [check_indices(option, axis, torch.as_tensor(layer).tolist()) for layer in value]
     lengths = sorted({len(layer) for layer in units})
-    _check_number(option, axis, lengths[-1])
+    check_number(option, axis, lengths[-1])
     if len(lengths) > 1:
         raise ArchitectureError(
             f"{option}: expected the same number of units in every layer, because {axis.field} is one number, found "
@@ -239,7 +228,12 @@ def _explicit_units(option: str, axis: Axis, value: Sequence[Any]) -> list[torch
     return [torch.tensor(layer) for layer in units]
 
 
-def _check_number(option: str, axis: Axis, value: int) -> None:
+def check_number(option: str, axis: Axis, value: int) -> None:
+    """Refuse a size that the config does not accept.
+
+    Raises:
+        ArchitectureError: with the nearest legal one.
+    """
     if axis.legal and value not in axis.legal and 1 <= value <= axis.size:
         nearest = min(axis.legal, key=lambda size: (abs(size - value), -size))
         raise ArchitectureError(
@@ -253,7 +247,12 @@ def _check_number(option: str, axis: Axis, value: int) -> None:
         )
 
 
-def _check_indices(option: str, axis: Axis, value: Any) -> list[int]:
+def check_indices(option: str, axis: Axis, value: Any) -> list[int]:
+    """Return the indices that were given.
+
+    Raises:
+        ArchitectureError: if they are no ascending, distinct indices of units.
+    """
     is_list = isinstance(value, list) and all(type(i) is int for i in value)
     if not is_list or not value or sorted(set(value)) != value or not 0 <= value[0] <= value[-1] < axis.size:
         shown = f"{value[:8]} and {len(value) - 8} more" if is_list and len(value) > 8 else f"{value!r}"
@@ -266,7 +265,8 @@ def _check_indices(option: str, axis: Axis, value: Any) -> list[int]:
     return list(value)
 
 
-def _strongest(scores: torch.Tensor, number: int) -> torch.Tensor:
+def strongest(scores: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the indices of the `number` largest scores, ascending, on the CPU."""
     # Stable: among equals the first units stay, on every machine.
     return torch.argsort(scores, descending=True, stable=True)[:number].sort().values.cpu()
 
@@ -281,4 +281,4 @@ def _without_zeros(axis: Axis, parameters: Mapping[str, torch.Tensor], removed: 
     width = max([1, *counts])
     width = min([size for size in axis.legal if size >= width], default=width)
     # A layer that needs fewer keeps zero units up to the common width; the ones that go are all zero.
-    return [_strongest(a.float(), width) for a in alive]
+    return [strongest(a.float(), width) for a in alive]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from hf_compress.architecture import probing
 from hf_compress.errors import ArchitectureError
@@ -61,27 +62,27 @@ class Narrowed(nn.Module):
     """Applies a norm, or another function of channels, to some of them, and gives zero for the others.
 
     Args:
-        module: has parameters of one dimension only; it is copied.
-        kept: the channels, LongTensor.
+        module: has parameters of one dimension only, which stay its own.
+        kept: the channels, LongTensor; may be changed later.
     """
 
     def __init__(self, module: nn.Module, kept: torch.Tensor) -> None:
         super().__init__()
-        self.inner = copy.deepcopy(module)
+        self.module, self.kept = module, kept
         self.size = max(len(p) for p in module.parameters())
-        with torch.no_grad():
-            for parameter in self.inner.parameters():
-                parameter.data = parameter.data[kept.to(parameter.device)]
-        # torch's own norms are told their size apart from their weights.
-        if hasattr(self.inner, "normalized_shape"):
-            self.inner.normalized_shape = (len(kept),)
-        self.register_buffer("kept", kept.to(next(module.parameters()).device), persistent=False)
+        # In a tuple, so that it is no part of this module: its own parameters are never used.
+        self._narrow = (copy.deepcopy(module),)
 
     def forward(self, values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return a tensor shaped like `values`, whose channels are its last dimension, or else the second."""
-        dim = values.dim() - 1 if values.shape[-1] == self.size else 1
-        found = self.inner(values.index_select(dim, self.kept), *args, **kwargs)
-        return torch.zeros_like(values, dtype=found.dtype).index_copy(dim, self.kept, found)
+        dim, kept = values.dim() - 1 if values.shape[-1] == self.size else 1, self.kept.to(values.device)
+        narrow = self._narrow[0]
+        # torch's own norms are told their size apart from their weights.
+        if hasattr(narrow, "normalized_shape"):
+            narrow.normalized_shape = (len(kept),)
+        parameters = {name: p.index_select(0, kept) for name, p in self.module.named_parameters()}
+        found = functional_call(narrow, parameters, (values.index_select(dim, kept), *args), kwargs)
+        return torch.zeros_like(values, dtype=found.dtype).index_copy(dim, kept, found)
 
 
 def check_equal(shrunk: Any, reference: Any, kept: Mapping[tuple[int, int], Sequence[torch.Tensor]]) -> None:

@@ -63,6 +63,8 @@ def make_student(
     keep: str = "uniform",
     ffn: Amount = None,
     heads: Amount = None,
+    hidden: Amount = None,
+    filters: Amount = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
 ) -> Any:
     """Return a smaller copy of `teacher`, a plain model of the same class.
@@ -73,6 +75,8 @@ def make_student(
         keep: which ones stay of a number: uniform, first, last, importance.
         ffn: feed-forward units that stay in each layer, as in `shrink`; None: all.
         heads: key-value heads that stay in each layer, as in `shrink`; None: all.
+        hidden: channels of the hidden width that stay, as in `shrink`; None: all.
+        filters: channels of the stages that stay, as in `shrink`; None: all.
         batches: inputs on which importance is measured.
 
     Returns:
@@ -99,7 +103,7 @@ def make_student(
     else:
         chosen = indices(layers, next(iter(axes.values()))) if len(axes) == 1 else layers
     widths = _all_units(model) if ffn is None else ffn
-    student = shrink(model, layers=chosen, ffn=widths, heads=heads)
+    student = shrink(model, layers=chosen, ffn=widths, heads=heads, hidden=hidden, filters=filters)
     if isinstance(chosen, list):
         student.kept_layers = list(chosen)
     return student

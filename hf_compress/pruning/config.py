@@ -12,6 +12,9 @@ from typing import Any
 
 from hf_compress.options import Options
 
+# Structures whose units `shrink` removes.
+REMOVABLE = ("ffn", "heads", "hidden", "filters", "layers")
+
 
 @dataclass(frozen=True)
 class PruningConfig(Options):
@@ -31,7 +34,8 @@ class PruningConfig(Options):
     structure: str = field(
         default="unstructured",
         metadata={
-            "help": "what is zeroed together: unstructured, N:M such as 2:4, block:HxW, rows, columns, ffn, heads"
+            "help": "what is zeroed together: unstructured, N:M such as 2:4, block:HxW, rows, columns; or what "
+            "is removed in the end: ffn, heads, hidden, filters, layers"
         },
     )
     criterion: str = field(
@@ -148,7 +152,7 @@ class PruningConfig(Options):
                 yield f"structure={self.structure!r} has sparsity {1 - group[0] / group[1]:g}, found {self.sparsity}"
             if self.scope == "erk" or self.pattern_sparsity:
                 yield f"structure={self.structure!r} has the same sparsity in each target: use scope='uniform'"
-        if self.structure in ("ffn", "heads"):
+        if self.structure in REMOVABLE:
             if self.scope != "uniform":
                 yield (
                     f"scope={self.scope!r} gives layers different widths, which no config can say, so structure="

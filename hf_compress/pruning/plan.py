@@ -9,6 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from hf_compress.errors import ConfigError, did_you_mean
+
+# Not used here: it fills the registry of structures.
+from hf_compress.pruning import channels as channels
 from hf_compress.pruning.allocation import SCOPES, Allocation
 from hf_compress.pruning.config import PruningConfig
 from hf_compress.pruning.criteria import CRITERIA

@@ -6,7 +6,7 @@ Level: state. Masks live here and never in the module, so that saved weights are
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from hf_compress.pruning.plan import make_plan
 from hf_compress.pruning.schedules import SparsityRamp
 from hf_compress.pruning.select import OneRank, Ranks, keep_largest, sink_
 from hf_compress.pruning.shards import first_entry, gather, is_sharded, local, ranks_of
-from hf_compress.pruning.stores import Shadows, Store, Zeros, multiply_
+from hf_compress.pruning.stores import Shadows, Store, Zeros, check_zeros, multiply_
 from hf_compress.pruning.structures import Prunable
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Pruner:
         self._refuse_unfit()
         self._ranks = ranks_of(self.parameters.values())
         self._finals = self._final_sparsities()
+        self._refuse_illegal()
         self.running, self.pruned = {}, {}
         self.store = Shadows(self.parameters) if config.regrow else Zeros(self.parameters)
 
@@ -133,7 +134,9 @@ class Pruner:
             kept = self._select([p.protect(s) for p, s in zip(self._prunables, scores, strict=True)], step)
         masks: dict[str, torch.Tensor] = {}
         for prunable, keep in zip(self._prunables, kept, strict=True):
-            masks.update(prunable.masks(keep))
+            for name, mask in prunable.masks(keep).items():
+                # An entry may belong to two units, such as a channel of the width and one of a head.
+                masks[name] = masks[name] & mask if name in masks else mask
         self.store.assign(masks)
         self._count(kept)
 
@@ -201,6 +204,8 @@ class Pruner:
                 local(parameter.detach()).mul_(self.store.mask(name))
 
     def _count(self, kept: Sequence[torch.Tensor]) -> None:
+        for prunable, keep in zip(self._prunables, kept, strict=True):
+            prunable.applied(keep)
         gone = self._ranks.sum(torch.tensor([int(torch.count_nonzero(~k)) for k in kept])).tolist()
         self.pruned = {p.name: g for p, g in zip(self._prunables, gone, strict=True)}
         for prunable, number in zip(self._prunables, gone, strict=True):
@@ -258,6 +263,16 @@ class Pruner:
         default = self.config.final_sparsity
         return [next((s for pattern, s in patterns.items() if pattern.search(name)), default) for name in names]
 
+    def _refuse_illegal(self) -> None:
+        for prunable, final in zip(self._prunables, self._finals, strict=True):
+            left = prunable.size - round(final * prunable.size)
+            if prunable.legal and left not in prunable.legal:
+                nearest = min(prunable.legal, key=lambda n: abs(n - left))
+                raise ConfigError(
+                    f"sparsity {final:g} leaves {left} of {prunable.size} units of {prunable.name}, which the config "
+                    f"of the model cannot say; nearest legal: sparsity={1 - nearest / prunable.size:g}"
+                )
+
     def _refuse_unfit(self) -> None:
         unfit = [n for n, p in self.parameters.items() if not p.is_floating_point()]
         if unfit:
@@ -282,19 +297,4 @@ class Pruner:
             raise UnsupportedError(
                 f"criterion={self.config.criterion!r} ranks the entries of a weight among each other, and FSDP2 gives "
                 "each process some of them; use another criterion, or train under DistributedDataParallel"
-            )
-
-
-def check_zeros(masks: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-    """Make sure that `weights` are zero where `masks`, bool, are False; both by parameter name.
-
-    Raises:
-        SparsityError: naming the parameter that has other values.
-    """
-    for name, mask in masks.items():
-        wrong = int(torch.count_nonzero(weights[name].to(mask.device)[~mask]))
-        if wrong:
-            raise SparsityError(
-                f"{name}: {int((~mask).sum())} entries must be zero, {wrong} of them are not; something changed "
-                "the weights after the optimizer step"
             )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from hf_compress.errors import SparsityError
 from hf_compress.pruning.shards import local
 
 # Temporaries of this many entries stay in the cache.
@@ -140,3 +141,18 @@ def multiply_(tensors: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) ->
 
 def _without_nan(value: torch.Tensor) -> torch.Tensor:
     return value.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+def check_zeros(masks: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Make sure that `weights` are zero where `masks`, bool, are False; both by parameter name.
+
+    Raises:
+        SparsityError: naming the parameter that has other values.
+    """
+    for name, mask in masks.items():
+        wrong = int(torch.count_nonzero(weights[name].to(mask.device)[~mask]))
+        if wrong:
+            raise SparsityError(
+                f"{name}: {int((~mask).sum())} entries must be zero, {wrong} of them are not; something changed "
+                "the weights after the optimizer step"
+            )

@@ -14,11 +14,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from hf_compress.architecture.anatomy import ffn_units
-from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.targets import Target, find_targets
-from hf_compress.architecture.units import UnitGroup, expand_units, merge_tied, unit_scores
+from hf_compress.architecture.units import UnitGroup, expand_units, unit_scores
 from hf_compress.errors import ConfigError, TargetError
+from hf_compress.pruning.config import REMOVABLE
 from hf_compress.pruning.shards import local
 from hf_compress.pruning.units import as_matrix, from_blocks, protect_largest, reduce_units, to_blocks
 from hf_compress.registry import Registry
@@ -31,11 +30,13 @@ class Prunable(Protocol):
         name: of the row.
         size: number of units, of the whole parameters.
         is_local: whether each unit lies on one process when parameters are cut along their first dimension.
+        legal: numbers of units of which one must be left in the end; empty: any.
     """
 
     name: str
     size: int
     is_local: bool
+    legal: Sequence[int]
 
     @property
     def shape(self) -> Sequence[int]:
@@ -61,6 +62,10 @@ class Prunable(Protocol):
 
     def masks(self, keep: torch.Tensor) -> dict[str, torch.Tensor]:
         """Turn kept units held here, bool, 1-D, into one bool mask a parameter, shaped like the part held here."""
+        ...
+
+    def applied(self, keep: torch.Tensor) -> None:
+        """Take note that these units, bool, 1-D, are kept from now on."""
         ...
 
 
@@ -109,11 +114,24 @@ def find_structure(spec: str) -> Structure:
     numbers = tuple(int(n) for n in re.findall(r"\d+", spec)) if kind != spec else ()
     if kind == "block:hxw" and 0 in numbers:
         raise ConfigError(f"structure {spec!r}: a block has at least one row and one column")
-    is_removable = kind in ("ffn", "heads")
+    is_removable = kind in REMOVABLE
     return Structure(spec, STRUCTURES.get(kind), numbers, kind == "n:m" or is_removable, is_removable)
 
 
-class Blocks:
+class _Free:
+    """What units have in common that stand for themselves."""
+
+    legal: Sequence[int] = ()
+
+    def protect(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores`: any unit may go."""
+        return scores
+
+    def applied(self, keep: torch.Tensor) -> None:
+        """Nothing follows from it."""
+
+
+class Blocks(_Free):
     """Blocks of `height` outputs and `width` inputs of one parameter; 0 stands for all of them."""
 
     def __init__(self, target: Target, height: int, width: int) -> None:
@@ -137,10 +155,6 @@ class Blocks:
         grouped = to_blocks(entries[self.name], self.input_dim, self.height, self.width)
         return reduce_units(grouped, reduction)
 
-    def protect(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return `scores`: any block may go."""
-        return scores
-
     def kept(self, masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Look at one entry of each block."""
         return to_blocks(masks[self.name], self.input_dim, self.height, self.width)[:, 0]
@@ -151,7 +165,7 @@ class Blocks:
         return {self.name: from_blocks(keep, shape, self.input_dim, self.height, self.width)}
 
 
-class WeightEntries:
+class WeightEntries(_Free):
     """The single entries of one parameter; with a group, at most so many of its neighbours along the inputs go."""
 
     def __init__(self, target: Target, keep: int = 0, group: int = 0) -> None:
@@ -188,33 +202,38 @@ class WeightEntries:
         return {self.name: keep.view(local(self.parameters[self.name]).shape)}
 
 
-class CoupledUnits:
-    """Units that span several parameters, such as an FFN neuron: a row of one matrix and a column of the next."""
+class CoupledUnits(_Free):
+    """Units that span several parameters, such as an FFN neuron: a row of one matrix and a column of the next.
+
+    Args:
+        group: the units.
+        parameters: of the model, by full name.
+        block: which of the blocks of the group, if only its units compete.
+    """
 
     is_local = False
 
-    def __init__(self, group: UnitGroup, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.name = group.name
-        self.size = group.count
-        self.shape = (group.count,)
+    def __init__(self, group: UnitGroup, parameters: Mapping[str, nn.Parameter], block: int = 0) -> None:
         self.group = group
+        self.size = group.count // group.blocks
+        self.name = f"{group.name}[{block}]" if group.blocks > 1 else group.name
+        self.shape = (self.size,)
         self.parameters = {s.parameter: parameters[s.parameter] for s in group.slices}
+        self._units = slice(block * self.size, (block + 1) * self.size)
 
     def scores(self, entries: Mapping[str, torch.Tensor], reduction: str) -> torch.Tensor:
         """Return one score a unit, over all its entries."""
-        return unit_scores(self.group, entries, reduction)
-
-    def protect(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return `scores`: any unit may go."""
-        return scores
+        return unit_scores(self.group, entries, reduction)[self._units].clone()
 
     def kept(self, masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Look at all entries of each unit, which agree."""
-        return unit_scores(self.group, {n: m.float() for n, m in masks.items()}, "mean") > 0
+        """Look at all entries of each unit; those that other units share may be gone with these."""
+        return (unit_scores(self.group, {n: m.float() for n, m in masks.items()}, "mean") > 0)[self._units]
 
     def masks(self, keep: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return one mask a coupled parameter, biases included."""
-        return expand_units(self.group, keep, self.parameters)
+        whole = torch.ones(self.group.count, dtype=torch.bool, device=keep.device)
+        whole[self._units] = keep
+        return expand_units(self.group, whole, self.parameters)
 
 
 @STRUCTURES.register("unstructured")
@@ -247,18 +266,3 @@ def rows(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> li
 def columns(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Prunable]:
     """All weights of an input."""
     return [Blocks(t, 0, 1) for t in find_targets(model, include, exclude)]
-
-
-@STRUCTURES.register("ffn")
-def ffn(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Prunable]:
-    """Whole neurons of the feed-forward layers, which `shrink` can remove."""
-    parameters = dict(model.named_parameters())
-    return [CoupledUnits(group, parameters) for group in ffn_units(model)]
-
-
-@STRUCTURES.register("heads")
-def heads(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Prunable]:
-    """Whole attention heads by key-value head, which `shrink` can remove."""
-    parameters = dict(model.named_parameters())
-    groups = [group for axis in head_axes(model) for group in axis.groups]
-    return [CoupledUnits(group, parameters) for group in merge_tied(groups)]

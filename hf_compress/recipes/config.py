@@ -79,6 +79,13 @@ class StageConfig(Options):
     heads: int | float | None = field(
         default=None, metadata={"help": "shrink: key-value heads to keep, or the fraction (below 1); the strongest"}
     )
+    hidden: int | float | None = field(
+        default=None,
+        metadata={"help": "shrink: hidden width to keep, or the fraction (below 1); the strongest channels"},
+    )
+    filters: float | None = field(
+        default=None, metadata={"help": "shrink: fraction of the channels of each stage to keep (below 1)"}
+    )
     quantization: QuantizationConfig | None = field(default=None, metadata={"help": "quantize: scheme and options"})
 
     def problems(self) -> Iterator[str]:

@@ -214,20 +214,28 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-@stage_kind("shrink", "layers", "ffn", "heads")
+@stage_kind("shrink", "layers", "ffn", "heads", "hidden", "filters")
 def shrink(context: StageContext) -> Mapping[str, Any]:
-    """Remove layers, FFN units and heads for real: those asked for, or all that are entirely zero."""
+    """Remove layers, FFN units, heads and channels for real: those asked for, or all that are entirely zero."""
     from hf_compress.architecture.shrink import shrink as shrink_model
     from hf_compress.measurement.load import load_model
 
     stage = context.stage
     layers = list(stage.layers) if isinstance(stage.layers, tuple) else stage.layers
     source = load_model(context.resolve(str(stage.source)))
-    model = shrink_model(source, layers=layers, ffn=stage.ffn, heads=stage.heads)
+    amounts: dict[str, Any] = {
+        "layers": layers,
+        "ffn": stage.ffn,
+        "heads": stage.heads,
+        "hidden": stage.hidden,
+        "filters": stage.filters,
+    }
+    model = shrink_model(source, **amounts)
     model.save_pretrained(context.output)
     context.task.processing_class.save_pretrained(context.output)
-    ffn = "units that are entirely zero" if stage.ffn is None else stage.ffn
-    return {"shrink": _given({"layers": layers, "ffn": ffn, "heads": stage.heads})}
+    if stage.ffn is None:
+        amounts["ffn"] = "units that are entirely zero"
+    return {"shrink": _given(amounts)}
 
 
 @stage_kind("quantize", "quantization")

@@ -25,7 +25,8 @@ from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
 from hf_compress.pruning.adapters import merge_adapter
 from hf_compress.pruning.checkpoint import save_pruning_state
-from hf_compress.pruning.pruner import Pruner, check_zeros
+from hf_compress.pruning.pruner import Pruner
+from hf_compress.pruning.stores import check_zeros
 
 logger = logging.getLogger(__name__)
 

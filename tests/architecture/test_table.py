@@ -12,6 +12,7 @@ from architectures import MODELS, build
 from hf_compress import inspect_model, shrink
 from hf_compress.architecture.anatomy import probe
 from hf_compress.architecture.verify import made_up
+from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
 
 BERT, LLAMA = "ffn hidden layers", "ffn heads hidden layers"
@@ -64,6 +65,8 @@ print(json.dumps(errors))
 
 def fewer(model, axis):
     """Return what to ask for: every axis at half its size, every stack without its last layer."""
+    if axis == "head_size":
+        return {"hidden": {found.field: 0.5 for found in find_width_axes(model)[0] if found.name == axis}}
     if axis != "layers":
         return {axis: 0.5}
     stacks = {found.field: list(range(found.size - 1)) for found in probe(model).named("layers") if found.size > 1}
@@ -75,7 +78,7 @@ def test_every_axis_shrinks_or_is_refused_with_a_reason(name):
     model = build(name)
     report = inspect_model(model)
     assert sorted({axis.name for axis in report.axes if axis.is_offered}) == AXES[name].split()
-    for axis in {"ffn", "heads", "hidden", "filters", "head_size"} - set(AXES[name].split()):
+    for axis in {"ffn", "heads", "hidden", "filters"} - set(AXES[name].split()):
         with pytest.raises(ArchitectureError, match=HIDDEN.get(name, ": ") if axis == "hidden" else ": "):
             shrink(model, **{axis: 0.5})
 
@@ -120,6 +123,14 @@ def test_hidden_width_is_cut_as_by_hand():
     assert all(
         torch.equal(a, b) for a, b in zip(shrunk.state_dict().values(), by_hand.state_dict().values(), strict=True)
     )
+
+
+def test_fractions_are_rounded_to_fast_multiples():
+    shrunk = shrink(build("llama"), hidden=0.45, ffn=0.7, multiple=8)
+    assert (shrunk.config.hidden_size, shrunk.config.intermediate_size) == (16, 32)
+    assert shrink(build("llama"), hidden=0.45, ffn=0.7).config.intermediate_size == 34
+    with pytest.raises(ArchitectureError, match="multiple: expected a whole number"):
+        shrink(build("llama"), ffn=0.7, multiple=0)
 
 
 def test_where_heads_follow_the_width_whole_heads_go_with_it():

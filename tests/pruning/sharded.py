@@ -13,7 +13,8 @@ from torch.distributed.fsdp import fully_shard
 
 from hf_compress.pruning.checkpoint import load_pruning_state, save_pruning_state, state_dict
 from hf_compress.pruning.config import PruningConfig
-from hf_compress.pruning.pruner import Pruner, check_zeros
+from hf_compress.pruning.pruner import Pruner
+from hf_compress.pruning.stores import check_zeros
 
 STEPS = 6
 

@@ -1,0 +1,1 @@
+"""Pruning without training, from statistics of some batches."""

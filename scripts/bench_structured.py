@@ -1,0 +1,74 @@
+"""Accuracy of MiniLM on SST-2 with fewer neurons or layers and no training, by criterion, with and without repair.
+
+    python scripts/bench_structured.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
+Units are measured on training sentences (`--samples`), another draw for each seed.
+"""
+
+import json
+import time
+
+import sst2
+import torch
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+from hf_compress import prune_oneshot
+
+CRITERIA = ["random", "magnitude", "wanda", "activation", "entropy", "mutual_information", "taylor", "fisher"]
+parser = sst2.parser(__doc__, steps=0, learning_rate=0.0)
+parser.add_argument("--samples", type=int, default=1024)
+parser.add_argument("--rounds", type=int, nargs="+", default=[1, 6])
+parser.add_argument("--keep", type=float, nargs="+", default=[0.5])
+parser.add_argument("--criteria", nargs="+", default=CRITERIA)
+args = parser.parse_args()
+tokenizer, data = sst2.load(args)
+collate = DataCollatorWithPadding(tokenizer)
+
+
+def batches(seed, size):
+    """Return some training sentences, sorted by length, so that little is padding."""
+    rows = data["train"].shuffle(seed=seed).select(range(args.samples))
+    columns = ["input_ids", "attention_mask", "token_type_ids", "labels"]
+    rows = sorted(({c: r[c] for c in columns} for r in rows), key=lambda r: len(r["input_ids"]))
+    return [dict(collate(rows[i : i + size])) for i in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def accuracy(model):
+    """Return the fraction of right answers on the sentences put aside."""
+    model.eval()
+    rows = sorted(data["test"], key=lambda r: len(r["input_ids"]))
+    right = 0
+    for i in range(0, len(rows), 64):
+        part = [{c: r[c] for c in ("input_ids", "attention_mask", "labels")} for r in rows[i : i + 64]]
+        batch = collate(part)
+        right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
+    return right / len(rows)
+
+
+def run(case, seed):
+    """Prune once."""
+    model = AutoModelForSequenceClassification.from_pretrained(args.dense)
+    if case == "dense":
+        return accuracy(model)
+    what, share, criterion, rounds, repair = case.split(" | ")
+    begin = time.perf_counter()
+    smaller = prune_oneshot(
+        model, batches(seed, 32), keep={what: float(share)}, criterion=criterion, rounds=int(rounds.split()[0]),
+        repair=0.01 if repair == "repair" else None, seed=seed,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    print(
+        json.dumps({"case": case, "seconds": round(seconds, 1), "accuracy": (found := accuracy(smaller))}), flush=True
+    )
+    return found
+
+
+cases = [
+    f"ffn | {share} | {criterion} | {rounds} rounds | {repair}"
+    for share in args.keep
+    for criterion in args.criteria
+    for rounds in args.rounds
+    if rounds == 1 or criterion not in ("random", "magnitude")
+    for repair in ("no repair", "repair")
+]
+sst2.table(args, ["dense", *cases], run)
