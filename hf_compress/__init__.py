@@ -26,6 +26,7 @@ _HOMES = {
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "shrink_vocabulary": "architecture.vocabulary",
+    "save_per_layer": "architecture.per_layer",
     "quantize": "quantization.bnb",
     "cache_teacher": "distillation.cache",
     "choose_logit_weight": "training.choose",
@@ -41,6 +42,7 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from hf_compress.architecture.capability import inspect_model as inspect_model
+    from hf_compress.architecture.per_layer import save_per_layer as save_per_layer
     from hf_compress.architecture.shrink import shrink as shrink
     from hf_compress.architecture.vocabulary import shrink_vocabulary as shrink_vocabulary
     from hf_compress.config import CompressionConfig as CompressionConfig

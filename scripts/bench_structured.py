@@ -1,4 +1,4 @@
-"""Accuracy of MiniLM on SST-2 with fewer neurons or layers and no training, by criterion, with and without repair.
+"""Accuracy of MiniLM on SST-2 with fewer neurons (uniform) or neurons and heads (per layer) and no training, by criterion, with and without repair.
 
     python scripts/bench_structured.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 Units are measured on training sentences (`--samples`), another draw for each seed.
@@ -18,6 +18,7 @@ parser = sst2.parser(__doc__, steps=0, learning_rate=0.0)
 parser.add_argument("--samples", type=int, default=1024)
 parser.add_argument("--rounds", type=int, nargs="+", default=[1, 6])
 parser.add_argument("--keep", type=float, nargs="+", default=[0.5])
+parser.add_argument("--layouts", nargs="+", default=["uniform", "per_layer"])
 parser.add_argument("--criteria", nargs="+", default=CRITERIA)
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
@@ -50,11 +51,13 @@ def run(case, seed):
     model = AutoModelForSequenceClassification.from_pretrained(args.dense)
     if case == "dense":
         return accuracy(model)
-    what, share, criterion, rounds, repair = case.split(" | ")
+    layout, share, criterion, rounds, repair = case.split(" | ")
     begin = time.perf_counter()
+    # Heads of BERT go alone in no uniform layout.
+    keep = dict.fromkeys(["ffn", "heads"] if layout == "per_layer" else ["ffn"], float(share))
     smaller = prune_oneshot(
-        model, batches(seed, 32), keep={what: float(share)}, criterion=criterion, rounds=int(rounds.split()[0]),
-        repair=0.01 if repair == "repair" else None, seed=seed,
+        model, batches(seed, 32), keep=keep, criterion=criterion, rounds=int(rounds.split()[0]), layout=layout,
+        repair=0.01 if repair == "repair" else None,
     )  # fmt: skip
     seconds = time.perf_counter() - begin
     print(
@@ -64,7 +67,8 @@ def run(case, seed):
 
 
 cases = [
-    f"ffn | {share} | {criterion} | {rounds} rounds | {repair}"
+    f"{layout} | {share} | {criterion} | {rounds} rounds | {repair}"
+    for layout in args.layouts
     for share in args.keep
     for criterion in args.criteria
     for rounds in args.rounds

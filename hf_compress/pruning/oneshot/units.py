@@ -5,8 +5,8 @@ Level: state.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ from torch import nn
 from hf_compress.architecture.anatomy import Axis, probe
 from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.kept import Amount, unit_count
+from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
 from hf_compress.architecture.shrink import shrink
 from hf_compress.architecture.units import UnitGroup, unit_scores
 from hf_compress.errors import ConfigError
 from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA
 from hf_compress.pruning.oneshot.layers import LAYER_CRITERIA, choose_layers
-from hf_compress.pruning.oneshot.repair import Regression
+from hf_compress.pruning.oneshot.refit import refit
 from hf_compress.pruning.oneshot.taps import Batch, Tap, evaluating, looking, on_device, summed_loss, taps_of
 
 _KINDS = ("layers", "ffn", "heads")
+_LEAST_NEURONS = 0.05
 
 
 def prune_oneshot(
@@ -35,7 +37,7 @@ def prune_oneshot(
     layer_criterion: str = "loss",
     rounds: int = 1,
     repair: float | None = 0.01,
-    seed: int = 0,
+    layout: str = "uniform",
 ) -> Any:
     """Return a smaller model without training: unimportant units and layers go, and what read them is fitted anew.
 
@@ -48,7 +50,9 @@ def prune_oneshot(
         layer_criterion: of layers: loss (greedily the one whose absence costs least), influence, angular.
         rounds: in how many steps the units go, each measured with the others gone, at least 1.
         repair: strength of the ridge of the fit, above 0; None: no fit.
-        seed: of draws.
+        layout: "uniform", as many units in each layer, which every loader knows; or "per_layer", those that are best
+            of all, at least a head and a twentieth of the neurons in each layer, also heads of BERT and its like:
+            such a model is saved by `save_per_layer`, or exported.
 
     Raises:
         ConfigError: for unknown names, empty batches, or values out of range.
@@ -56,27 +60,36 @@ def prune_oneshot(
 
     Source: Kwon et al. 2022, "A fast post-training pruning framework for transformers".
     """
-    _check(batches, keep, criterion, layer_criterion, rounds, repair)
-    generator = torch.Generator().manual_seed(seed)
+    _check(batches, keep, criterion, layer_criterion, rounds, repair, layout)
+    generator = torch.Generator().manual_seed(0)
     if keep.get("layers") is not None:
         model = shrink(model, layers=choose_layers(model, batches, keep["layers"], layer_criterion))
     amounts = {name: keep[name] for name in ("ffn", "heads") if keep.get(name) is not None}
-    axes = {axis: amount for name, amount in amounts.items() for axis in _axes(model, name)}
-    if not axes:
+    if not amounts:
         return model
-    kept = _choose(model, batches, axes, criterion, rounds, generator)
-    chosen: dict[str, Any] = {
-        name: {axis.field: [kept[group].nonzero().flatten() for group in axis.groups] for axis in _axes(model, name)}
-        for name in amounts
-    }
-    smaller = shrink(model, **chosen)
+    rows = {name: _rows(model, name, amount, layout) for name, amount in amounts.items()}
+    kept = _choose(model, batches, [row for each in rows.values() for row in each], criterion, rounds, generator)
+    if layout == "per_layer":
+        smaller = cut_per_layer(model, {group: keep.nonzero().flatten() for group, keep in kept.items()})
+    else:
+        chosen: dict[str, Any] = {
+            name: {row.field: [kept[group].nonzero().flatten() for group in row.groups] for row in each}
+            for name, each in rows.items()
+        }
+        smaller = shrink(model, **chosen)
     if repair is not None:
-        _repair(model, smaller, batches, kept, repair)
+        refit(model, smaller, batches, kept, repair)
     return smaller
 
 
 def _check(
-    batches: Sequence[Batch], keep: Mapping[str, Amount], criterion: str, layers: str, rounds: int, ridge: float | None
+    batches: Sequence[Batch],
+    keep: Mapping[str, Amount],
+    criterion: str,
+    layers: str,
+    rounds: int,
+    ridge: float | None,
+    layout: str,
 ) -> None:
     if not batches:
         raise ConfigError("batches is empty: pass some batches of inputs, on which units are measured")
@@ -89,24 +102,51 @@ def _check(
         LAYER_CRITERIA.get(layers)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ConfigError(f"rounds must be a whole number of at least 1, found {rounds!r}")
+    if layout not in ("uniform", "per_layer"):
+        raise ConfigError(f"layout must be 'uniform' or 'per_layer', found {layout!r}")
     if ridge is not None and not ridge > 0:
         raise ConfigError(f"repair must be above 0, or None for no repair, found {ridge!r}")
 
 
-def _axes(model: nn.Module, name: str) -> Sequence[Axis]:
-    return head_axes(model) if name == "heads" else probe(model).named("ffn")
+@dataclass(frozen=True)
+class _Row:
+    """Units that compete: of one axis, with as many in each group (`floor` None), or over all groups.
+
+    Args:
+        field: the config field, for a uniform layout.
+        groups: the units.
+        size: of a uniform layout the units of each group, otherwise of all together.
+        goal: how many of these stay.
+        floor: the least share of each group, 0-1; None for a uniform layout.
+    """
+
+    field: str
+    groups: tuple[UnitGroup, ...]
+    size: int
+    goal: int
+    floor: float | None = None
+
+
+def _rows(model: nn.Module, name: str, amount: Amount, layout: str) -> list[_Row]:
+    if layout == "per_layer":
+        groups = tuple(per_layer_groups(model, name))
+        size = sum(group.count for group in groups)
+        goal = unit_count(name, Axis(name, name, size), amount)
+        return [_Row("", groups, size, goal, 0.0 if name == "heads" else _LEAST_NEURONS)]
+    axes = head_axes(model) if name == "heads" else probe(model).named("ffn")
+    return [_Row(axis.field, axis.groups, axis.size, unit_count(name, axis, amount)) for axis in axes]
 
 
 def _choose(
     model: nn.Module,
     batches: Sequence[Batch],
-    axes: Mapping[Axis, Amount],
+    rows: Sequence[_Row],
     criterion: str,
     rounds: int,
     generator: torch.Generator,
 ) -> dict[UnitGroup, torch.Tensor]:
     """Return for each group which units stay, bool, after `rounds` measurements."""
-    groups = [group for axis in axes for group in axis.groups]
+    groups = [group for row in rows for group in row.groups]
     taps = taps_of(model, groups)
     kept = {group: torch.ones(group.count, dtype=torch.bool) for group in groups}
     for step in range(1, rounds + 1):
@@ -114,27 +154,36 @@ def _choose(
             for tap in each:
                 tap.keep = None if bool(kept[group].all()) else kept[group]
         scores = unit_importance(model, batches, taps, criterion, generator)
-        for axis, amount in axes.items():
-            goal = unit_count(axis.name, axis, amount)
+        for row in rows:
             # The share that stays falls by the same factor in each round.
-            size = round(axis.size * (goal / axis.size) ** (step / rounds)) if step < rounds else goal
-            _keep_best(axis, size, scores, kept)
+            size = round(row.size * (row.goal / row.size) ** (step / rounds)) if step < rounds else row.goal
+            _keep_best(row, size, scores, kept)
     return kept
 
 
 def _keep_best(
-    axis: Axis, size: int, scores: Mapping[UnitGroup, torch.Tensor], kept: dict[UnitGroup, torch.Tensor]
+    row: _Row, size: int, scores: Mapping[UnitGroup, torch.Tensor], kept: dict[UnitGroup, torch.Tensor]
 ) -> None:
+    own = {group: scores[group].cpu().double() for group in row.groups}
     total: dict[str, torch.Tensor] = {}
-    for group in axis.groups:
-        total[group.tie] = total.get(group.tie, torch.zeros(group.count)) + scores[group].cpu()
-    for group in axis.groups:
-        own = (total[group.tie] if group.tie else scores[group].cpu()).double()
-        # What is gone stays gone; among equals the first units stay.
-        order = own.masked_fill(~kept[group], -torch.inf).argsort(descending=True, stable=True)
-        stays = torch.zeros(group.count, dtype=torch.bool)
-        stays[order[:size]] = True
-        kept[group] = stays
+    for group, each in own.items():
+        total[group.tie] = total.get(group.tie, torch.zeros_like(each)) + each if group.tie else each
+    # What is gone stays gone.
+    own = {g: (total[g.tie] if g.tie else each).masked_fill(~kept[g], -torch.inf) for g, each in own.items()}
+    if row.floor is None:
+        kept.update({group: _best(each, size) for group, each in own.items()})
+        return
+    # The best of each group first, so that none is emptied by accident.
+    raised = [each.masked_fill(_best(each, max(1, round(row.floor * len(each)))), torch.inf) for each in own.values()]
+    stays = _best(torch.cat(raised), max(size, sum(int(torch.isposinf(each).sum()) for each in raised)))
+    kept.update(zip(own, stays.split([len(each) for each in raised]), strict=True))
+
+
+def _best(scores: torch.Tensor, number: int) -> torch.Tensor:
+    # Among equals the first units stay.
+    stays = torch.zeros(len(scores), dtype=torch.bool)
+    stays[scores.argsort(descending=True, stable=True)[:number]] = True
+    return stays
 
 
 def unit_importance(
@@ -191,64 +240,3 @@ def _observe(measured: Any, seen: Any, criterion: str) -> None:
 def _own_classes(output: Any) -> dict[str, torch.Tensor]:
     logits = getattr(output, "logits", None)
     return {"labels": logits.argmax(-1)} if logits is not None and logits.dim() == 2 else {}
-
-
-@torch.no_grad()
-def _repair(
-    full: nn.Module, smaller: nn.Module, batches: Sequence[Batch], kept: Mapping[UnitGroup, torch.Tensor], ridge: float
-) -> None:
-    """Fit every matrix that reads units anew, in the order in which they are used, to what it made of all of them."""
-    readers = {tap.module: None for each in taps_of(full, list(kept)).values() for tap in each}
-    names = {module: name for name, module in full.named_modules()}
-    with evaluating(full), evaluating(smaller):
-        for module in _in_order(full, batches[0], list(readers)):
-            other = smaller.get_submodule(names[module])
-            weight = other.weight if isinstance(other, nn.Linear) else other.weight.T
-            regression = Regression(weight.shape[1], weight.shape[0])
-            for batch in on_device(full, batches):
-                made, given = _passed(full, module, batch)[1], _passed(smaller, other, batch)[0]
-                valid = _valid(batch, made)
-                regression.add(given[valid], made[valid])
-            new, bias = regression.solve(weight, other.bias, ridge)
-            other.weight.copy_(new if isinstance(other, nn.Linear) else new.T)
-            if bias is not None:
-                other.bias.copy_(bias)
-
-
-def _valid(batch: Batch, made: torch.Tensor) -> torch.Tensor:
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.shape == made.shape[:-1]:
-        return mask.bool()
-    return torch.ones(made.shape[:-1], dtype=torch.bool, device=made.device)
-
-
-class _Reached(Exception):
-    """Ends a forward pass."""
-
-
-def _passed(model: nn.Module, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `module` is given and what it makes; the pass ends there."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def look(_: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        found.append((args[0], output))
-        raise _Reached
-
-    handle = module.register_forward_hook(look)
-    try:
-        with contextlib.suppress(_Reached):
-            model(**batch)
-    finally:
-        handle.remove()
-    return found[0]
-
-
-def _in_order(model: nn.Module, batch: Batch, modules: Sequence[nn.Module]) -> list[nn.Module]:
-    order: list[nn.Module] = []
-    handles = [m.register_forward_hook(lambda module, *_: order.append(module)) for m in modules]
-    try:
-        model(**next(on_device(model, [batch])))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(dict.fromkeys(order))
