@@ -1,4 +1,4 @@
-"""Accuracy of MiniLM on SST-2 with fewer neurons (uniform) or neurons and heads (per layer) and no training, by criterion, with and without repair.
+"""Accuracy of MiniLM on SST-2 with fewer neurons, or neurons and heads, and no training, by criterion and repair.
 
     python scripts/bench_structured.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 Units are measured on training sentences (`--samples`), another draw for each seed.

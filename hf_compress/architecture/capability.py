@@ -17,6 +17,8 @@ from torch import nn
 from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy, Axis, probe
 from hf_compress.architecture.attention import find_head_axes
+from hf_compress.architecture.capability_text import TITLES, report_lines
+from hf_compress.architecture.cost import forward_macs
 from hf_compress.architecture.kept import width_of
 from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
@@ -26,15 +28,6 @@ _FLOAT32_BYTES = 4
 # Offered by `shrink` in this version; the other axes are found too, and reported as not offered.
 _WIDTHS = ("hidden", "filters", "head_size")
 _OFFERED = ("ffn", "heads", "layers", *_WIDTHS)
-_TITLES = {
-    "ffn": "feed-forward width",
-    "layers": "layers",
-    "heads": "attention heads",
-    "hidden": "hidden width",
-    "filters": "width of a stage",
-    "head_size": "size of each head",
-    "vocabulary": "vocabulary",
-}
 
 
 @dataclass(frozen=True)
@@ -46,12 +39,14 @@ class Prediction:
         size: its new value.
         parameters: what then remains, tied ones once.
         bytes: the same at float32.
+        macs: multiply-accumulates of a forward pass, as in `CapabilityReport`; None where they cannot be counted.
     """
 
     field: str
     size: int
     parameters: int
     bytes: int
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,8 @@ class CapabilityReport:
         model_type: as its config says.
         parameters: number of parameters, tied ones once.
         bytes: the same at float32.
+        macs: multiply-accumulates of a forward pass of one sample (texts of 128 tokens), by torch's own counter; None
+            where it cannot be counted without weights.
         axes: what its config can make smaller.
         fixed: what cannot be removed -> why.
     """
@@ -96,6 +93,7 @@ class CapabilityReport:
     model_type: str
     parameters: int
     bytes: int
+    macs: int | None
     axes: tuple[AxisReport, ...]
     fixed: dict[str, str]
 
@@ -105,7 +103,7 @@ class CapabilityReport:
 
     def to_text(self) -> str:
         """Return the report as a table for a terminal."""
-        return "\n".join(_lines(self))
+        return "\n".join(report_lines(self))
 
     def __str__(self) -> str:
         return self.to_text()
@@ -133,6 +131,7 @@ def inspect_model(model: Any) -> CapabilityReport:
         model_type=str(getattr(config, "model_type", "")),
         parameters=total,
         bytes=total * _FLOAT32_BYTES,
+        macs=forward_macs(type(subject), config),
         axes=tuple(_axis_report(axis, anatomy, type(subject), config) for axis in sorted(named, key=_order)),
         fixed=({"heads": heads} if isinstance(heads, str) else {}) | _fixed(anatomy, named, config) | reasons,
     )
@@ -175,7 +174,7 @@ def _build(model_class: Any, config: Any) -> nn.Module:
 
 
 def _order(axis: Axis) -> int:
-    return list(_TITLES).index(axis.name)
+    return list(TITLES).index(axis.name)
 
 
 def _axis_report(axis: Axis, anatomy: Anatomy, model_class: type, config: Any) -> AxisReport:
@@ -236,7 +235,8 @@ def _predict(axis: Axis, model_class: type, config: Any) -> tuple[Prediction, ..
         shapes = probing.try_shapes(model_class, probing.with_fields(config, axis.values(size)))
         if size < axis.size and not isinstance(shapes, str):
             total = probing.count(shapes)
-            found.append(Prediction(axis.field, size, total, total * _FLOAT32_BYTES))
+            macs = forward_macs(model_class, probing.with_fields(config, axis.values(size)))
+            found.append(Prediction(axis.field, size, total, total * _FLOAT32_BYTES, macs))
     return tuple(found)
 
 
@@ -262,27 +262,3 @@ def _reason(anatomy: Anatomy, field: str) -> str:
     return (
         f"{field} changes the size of each part instead of removing whole ones, or parts that this version cannot cut"
     )
-
-
-def _lines(report: CapabilityReport) -> list[str]:
-    lines = [
-        f"{report.model_class} ({report.model_type}): {report.parameters:,} parameters, "
-        f"{report.bytes / 1e6:,.1f} MB at float32",
-        "",
-        f"{'what':<20}{'config field':<28}{'now':>8}{'legal':>14}{'per unit':>14}  note",
-    ]
-    for axis in report.axes:
-        legal = f"{axis.smallest}-{axis.size}" if axis.is_offered else "-"
-        lines.append(
-            f"{_TITLES[axis.name]:<20}{axis.field:<28}{axis.size:>8,}{legal:>14}{axis.parameters_per_unit:>14,}  "
-            f"{axis.note}"
-        )
-    lines += [f"{_TITLES.get(name, name):<20}cannot be removed: {why}" for name, why in report.fixed.items()]
-    predictions = [(axis, prediction) for axis in report.axes for prediction in axis.predictions]
-    if predictions:
-        lines += ["", f"{'after shrinking':<48}{'to':>8}{'parameters':>18}{'MB':>12}{'share':>8}"]
-    for axis, p in predictions:
-        what = f"{_TITLES[axis.name]} ({p.field})"
-        share = p.parameters / max(report.parameters, 1)
-        lines.append(f"{what:<48}{p.size:>8,}{p.parameters:>18,}{p.bytes / 1e6:>12,.1f}{share:>8.0%}")
-    return lines

@@ -139,7 +139,7 @@ def made_up(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         ArchitectureError: if it accepts none.
     """
     reason = "it names no input that is known"
-    for inputs in _candidate_inputs(model):
+    for inputs in candidate_inputs(model):
         try:
             found = outputs(model, inputs)
         except probing.build_errors() as error:
@@ -173,18 +173,23 @@ def outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return {k: v if v.dtype in wide else v.float() for k, v in found.items()}
 
 
-def _candidate_inputs(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield inputs made from the config: the main one alone, then everything that forward takes."""
+def candidate_inputs(model: Any, length: int = _TEXT_LENGTH) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield inputs made from the config, a batch of one: the main one alone, then everything that forward takes.
+
+    Args:
+        model: on whose device they are.
+        length: tokens of a text, at most.
+    """
     accepted = inspect.signature(model.forward).parameters
     device = next(model.parameters()).device
-    made = {name: value for name, value in _all_inputs(model).items() if name in accepted}
+    made = {name: value for name, value in _all_inputs(model, length).items() if name in accepted}
     main = {name: made[name] for name in (model.main_input_name, "decoder_input_ids") if name in made}
     for inputs in (main, made):
         if inputs:
             yield {name: value.to(device) for name, value in inputs.items()}
 
 
-def _all_inputs(model: Any) -> dict[str, torch.Tensor]:
+def _all_inputs(model: Any, most: int) -> dict[str, torch.Tensor]:
     config = model.config
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     generator = torch.Generator().manual_seed(0)
@@ -196,7 +201,7 @@ def _all_inputs(model: Any) -> dict[str, torch.Tensor]:
     made = {"input_values": noise(1, _AUDIO_SAMPLES)}
     vocabulary = _find(config, "vocab_size")
     if vocabulary:
-        length = min(_TEXT_LENGTH, _find(config, "max_position_embeddings") or _TEXT_LENGTH)
+        length = min(most, _find(config, "max_position_embeddings") or most)
         ids = torch.randint(vocabulary, (1, length), generator=generator)
         end = _find(config, "eos_token_id")
         # Some encoder-decoders classify at the end token and refuse inputs that have none.
