@@ -160,7 +160,7 @@ DISTIL = CompressionConfig(DistillationConfig())
         ({"compression": DISTIL, "teacher": tiny.bert(num_labels=4)}, TeacherError, "has 2 labels"),
         ({"compression": CompressionConfig(pruning=PruningConfig(include=("layr",)))}, TargetError, "layr"),
         (
-            {"compression": CompressionConfig(pruning=PruningConfig(structure="filters"))},
+            {"compression": CompressionConfig(pruning=PruningConfig(structure="diagonals"))},
             ConfigError,
             "unknown structure",
         ),
