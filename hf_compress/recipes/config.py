@@ -60,7 +60,7 @@ class StageConfig(Options):
     """One step of a recipe; which options it takes depends on its kind."""
 
     name: str = field(metadata={"help": "name of the stage and of the folder that it writes"})
-    kind: str = field(metadata={"help": "train, shrink or quantize"})
+    kind: str = field(metadata={"help": "train, shrink, oneshot or quantize"})
     source: str | None = field(
         default=None, metadata={"help": "what to start from: an earlier stage, a folder or a Hub id"}
     )
@@ -71,13 +71,14 @@ class StageConfig(Options):
     compression: CompressionConfig | None = field(default=None, metadata={"help": "train: distillation and pruning"})
     arguments: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "train: TrainingArguments"})
     layers: int | tuple[int, ...] | None = field(
-        default=None, metadata={"help": "shrink: number of layers to keep, evenly spread, or their indices"}
+        default=None,
+        metadata={"help": "shrink: number of layers to keep, evenly spread, or their indices; oneshot: their number"},
     )
     ffn: int | float | None = field(
-        default=None, metadata={"help": "shrink: FFN width to keep, or the fraction (below 1); the strongest units"}
+        default=None, metadata={"help": "shrink, oneshot: FFN width to keep, or the fraction (below 1)"}
     )
     heads: int | float | None = field(
-        default=None, metadata={"help": "shrink: key-value heads to keep, or the fraction (below 1); the strongest"}
+        default=None, metadata={"help": "shrink, oneshot: key-value heads to keep, or the fraction (below 1)"}
     )
     hidden: int | float | None = field(
         default=None,
@@ -85,6 +86,18 @@ class StageConfig(Options):
     )
     filters: float | None = field(
         default=None, metadata={"help": "shrink: fraction of the channels of each stage to keep (below 1)"}
+    )
+    criterion: str | None = field(
+        default=None, metadata={"help": "oneshot: score of units: fisher (default), taylor, activation, wanda, ..."}
+    )
+    rounds: int | None = field(
+        default=None, metadata={"help": "oneshot: steps in which units go, at least 1; default 1"}
+    )
+    repair: float | None = field(
+        default=None, metadata={"help": "oneshot: ridge of the fit afterwards, above 0; default 0.01"}
+    )
+    samples: int | None = field(
+        default=None, metadata={"help": "oneshot: training samples that units are measured on; default 1024"}
     )
     quantization: QuantizationConfig | None = field(default=None, metadata={"help": "quantize: scheme and options"})
 

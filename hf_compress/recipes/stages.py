@@ -53,6 +53,8 @@ class StageKind:
 
 STAGES: Registry[StageKind] = Registry("kind of stage")
 
+# Of a stage that measures units: samples by default, and of a batch.
+_SAMPLES, _BATCH = 1024, 32
 # Training arguments that change nothing about the result.
 _BOOKKEEPING = (
     "report_to", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "disable_tqdm", "use_cpu",
@@ -82,6 +84,10 @@ def check_stages(recipe: RecipeConfig) -> None:
                 problems.append(f"stage {stage.name!r}: {stage.kind} does not take {', '.join(sorted(misplaced))}")
             if stage.kind == "train":
                 _check_training(stage)
+            if stage.kind == "oneshot" and stage.criterion is not None:
+                from hf_compress.pruning.oneshot.units import check_criterion
+
+                check_criterion(stage.criterion)
         except (ConfigError, RecipeError) as error:
             problems.append(f"stage {stage.name!r}: {error}")
         later = [s.name for s in recipe.stages if s.name not in earlier]
@@ -236,6 +242,29 @@ def shrink(context: StageContext) -> Mapping[str, Any]:
     if stage.ffn is None:
         amounts["ffn"] = "units that are entirely zero"
     return {"shrink": _given(amounts)}
+
+
+@stage_kind("oneshot", "layers", "ffn", "heads", "criterion", "rounds", "repair", "samples")
+def oneshot(context: StageContext) -> Mapping[str, Any]:
+    """Remove layers, FFN units and heads without training, chosen and made good on training samples."""
+    import torch
+
+    from hf_compress.measurement.load import load_model
+    from hf_compress.pruning.oneshot.units import prune_oneshot
+
+    stage, rows = context.stage, context.task.rows["train"]
+    keep = _given({"layers": stage.layers, "ffn": stage.ffn, "heads": stage.heads})
+    options = _given({"criterion": stage.criterion, "rounds": stage.rounds, "repair": stage.repair})
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(rows), generator=generator)[: stage.samples or _SAMPLES].tolist()
+    batches = [
+        dict(context.task.collator([rows[i] for i in chosen[first : first + _BATCH]]))
+        for first in range(0, len(chosen), _BATCH)
+    ]
+    model = prune_oneshot(load_model(context.resolve(str(stage.source))), batches, keep=keep, **options)
+    model.save_pretrained(context.output)
+    context.task.processing_class.save_pretrained(context.output)
+    return {"oneshot": {"keep": keep, **options, "samples": len(chosen)}}
 
 
 @stage_kind("quantize", "quantization")

@@ -182,6 +182,19 @@ def change(data, key, value):
     return data
 
 
+def test_units_go_without_training_as_a_stage(reviews, tmp_path):
+    oneshot = {"kind": "oneshot", "source": "teacher", "layers": 2, "ffn": 0.5, "criterion": "taylor", "samples": 48}
+    reviews["stages"] = [reviews["stages"][0], {"name": "cut", **oneshot}]
+    reviews["measure"]["models"] = ["teacher", "cut"]
+    run = run_recipe(reviews, tmp_path / "run")
+    model = AutoModelForSequenceClassification.from_pretrained(run / "cut")
+    full = AutoModelForSequenceClassification.from_pretrained(run / "teacher")
+    assert model.config.num_hidden_layers == 2
+    assert 2 * model.config.intermediate_size == full.config.intermediate_size
+    record = next(r for r in load_records(run / "records") if r.model == "cut")
+    assert record.method["cut"]["oneshot"]["samples"] == 48
+
+
 @pytest.mark.parametrize(
     ("key", "value", "error", "message"),
     [

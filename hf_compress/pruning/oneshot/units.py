@@ -96,8 +96,7 @@ def _check(
     unknown = [name for name in keep if name not in _KINDS]
     if unknown or not keep:
         raise ConfigError(f"keep: expected some of {', '.join(_KINDS)}, found {unknown or 'nothing'}")
-    if criterion not in ("magnitude", "random"):
-        UNIT_CRITERIA.get(criterion)
+    check_criterion(criterion)
     if layers != "loss":
         LAYER_CRITERIA.get(layers)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
@@ -106,6 +105,16 @@ def _check(
         raise ConfigError(f"layout must be 'uniform' or 'per_layer', found {layout!r}")
     if ridge is not None and not ridge > 0:
         raise ConfigError(f"repair must be above 0, or None for no repair, found {ridge!r}")
+
+
+def check_criterion(name: str) -> None:
+    """Make sure that there is such a criterion of units.
+
+    Raises:
+        ConfigError: listing what exists.
+    """
+    if name not in ("magnitude", "random"):
+        UNIT_CRITERIA.get(name)
 
 
 @dataclass(frozen=True)
