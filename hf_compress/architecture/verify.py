@@ -85,6 +85,12 @@ class Narrowed(nn.Module):
         return torch.zeros_like(values, dtype=found.dtype).index_copy(dim, kept, found)
 
 
+def hand_on(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Return what a layer that is gone would give: a forward hook that makes a layer hand on what it was given."""
+    given = args[0] if args else kwargs["hidden_states"]
+    return (given, *output[1:]) if isinstance(output, tuple) else given
+
+
 def check_equal(shrunk: Any, reference: Any, kept: Mapping[tuple[int, int], Sequence[torch.Tensor]]) -> None:
     """Compare the outputs of both on a small made-up input.
 

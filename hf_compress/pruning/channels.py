@@ -18,7 +18,7 @@ from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.cut import channel_norms
 from hf_compress.architecture.shrink import removable_layers
 from hf_compress.architecture.units import UnitGroup, kept_index, merge_tied
-from hf_compress.architecture.verify import Narrowed
+from hf_compress.architecture.verify import Narrowed, hand_on
 from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
 from hf_compress.pruning.structures import STRUCTURES, CoupledUnits, Prunable
@@ -111,13 +111,10 @@ class LayerUnits:
                 _replace_hook(model.get_submodule(prefix[:-1]), self._hook(i))
 
     def _hook(self, layer: int) -> Any:
-        def hand_on(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            if self._kept[layer]:
-                return None
-            given = args[0] if args else kwargs["hidden_states"]
-            return (given, *output[1:]) if isinstance(output, tuple) else given
+        def skip(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            return None if self._kept[layer] else hand_on(module, args, kwargs, output)
 
-        return hand_on
+        return skip
 
     def scores(self, entries: Mapping[str, torch.Tensor], reduction: str) -> torch.Tensor:
         """Return one score a layer, over all its entries."""

@@ -17,6 +17,7 @@ from torch import nn
 from hf_compress.architecture.anatomy import Axis
 from hf_compress.architecture.kept import Amount, unit_count
 from hf_compress.architecture.shrink import removable_layers
+from hf_compress.architecture.verify import hand_on
 from hf_compress.errors import ArchitectureError
 from hf_compress.pruning.oneshot.taps import Batch, evaluating, on_device
 from hf_compress.registry import Registry
@@ -156,10 +157,6 @@ def _loss_without(
 
 @contextlib.contextmanager
 def _without(model: nn.Module, axis: Axis, gone: Sequence[int]) -> Iterator[None]:
-    def hand_on(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        given = args[0] if args else kwargs["hidden_states"]
-        return (given, *output[1:]) if isinstance(output, tuple) else given
-
     handles = [
         model.get_submodule(f"{prefix}{i}").register_forward_hook(hand_on, with_kwargs=True)
         for prefix in axis.stacks
