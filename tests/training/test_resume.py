@@ -66,6 +66,9 @@ KINDS = {
     "movement": {"sparsity": 0.7, "criterion": "movement", "regrow": True, "structure": "rows"},
     "soft_movement": {"criterion": "soft_movement", "threshold": 0.49, "criterion_options": {"penalty": 1e4}},
     "keep": {"criterion": "keep"},
+    # Norms that see some channels only, layers that are skipped.
+    "hidden": {"criterion": "taylor", "structure": "hidden", "sparsity": 0.5},
+    "layers": {"criterion": "taylor", "structure": "layers", "sparsity": 0.5},
 }
 
 
@@ -79,7 +82,7 @@ def kill_and_resume(folder, whole, pruning, *steps):
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["platon", "magnitude"])
+@pytest.mark.parametrize("name", ["platon", "magnitude", "hidden", "layers"])
 def test_scores_shadows_and_rewinding_resume_bit_for_bit(tmp_path, name):
     pruning = json.dumps(KINDS[name])
     assert run(tmp_path / "whole", "never", "bert", pruning).returncode == 0
@@ -89,7 +92,7 @@ def test_scores_shadows_and_rewinding_resume_bit_for_bit(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(KINDS))
 def test_two_kills_at_random_steps_change_nothing_under_any_criterion(tmp_path, name):
-    """22 kills in all."""
+    """26 kills in all."""
     pruning = json.dumps(KINDS[name])
     done = run(tmp_path / "whole", "never", "bert", pruning)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -19,7 +19,14 @@ def run(launcher, folder, *arguments, script=SCRIPT):
 
 @pytest.mark.parametrize(
     "what",
-    ["unstructured,magnitude", "unstructured,platon,regrow", "unstructured,movement", "2:4,taylor", "ffn,magnitude"],
+    [
+        "unstructured,magnitude",
+        "unstructured,platon,regrow",
+        "unstructured,movement",
+        "2:4,taylor",
+        "ffn,magnitude",
+        "hidden,taylor",
+    ],
 )
 def test_two_processes_agree_and_equal_one(tmp_path, what):
     one, two = tmp_path / "one", tmp_path / "two"

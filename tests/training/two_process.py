@@ -28,7 +28,7 @@ def shard_on_cpu(arguments) -> None:
 def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
     torch.set_num_threads(1)
     structure, criterion, *regrow = what.split(",")
-    make, rows = (tiny.bert, tiny.sentences()) if structure == "ffn" else (tiny.bert_tokens, tiny.tagged())
+    make, rows = (tiny.bert, tiny.sentences()) if structure in ("ffn", "hidden") else (tiny.bert_tokens, tiny.tagged())
     options = {"criterion": criterion, "regrow": bool(regrow), "frequency": 2}
     is_sharded = mode in ("fsdp", "resume")
     distils = not mode
@@ -52,7 +52,7 @@ def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
         arguments,
         compression=CompressionConfig(
             DistillationConfig() if distils else None,
-            PruningConfig(None if structure == "2:4" else 0.6, structure, **options),
+            PruningConfig({"2:4": None, "hidden": 0.5}.get(structure, 0.6), structure, **options),
         ),
         teacher=make(1) if distils else None,
         unlabeled_dataset=[{k: v for k, v in row.items() if k != "labels"} for row in rows] if distils else None,
