@@ -11,7 +11,9 @@ from hf_compress import (
     PruningConfig,
     QuantizationConfig,
     measure,
+    prune_oneshot,
     quantize,
+    shrink,
 )
 from hf_compress.distillation.chunked import chunked_head_loss
 from hf_compress.distillation.formula import TermWeights, cross_entropy_and_kl
@@ -35,7 +37,7 @@ def test_quantized_on_cuda_loads_back_equal_and_close_to_its_source(tmp_path, ma
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("structure", ["unstructured", "ffn"])
+@pytest.mark.parametrize("structure", ["unstructured", "ffn", "hidden", "layers"])
 def test_training_in_16_bit_ends_at_the_exact_sparsity(tmp_path, precision, structure):
     arguments = tiny.arguments(tmp_path, use_cpu=False, **{precision: True})
     config = CompressionConfig(DistillationConfig(), PruningConfig(0.5, structure, frequency=1))
@@ -154,3 +156,22 @@ def test_chunked_training_in_16_bit_follows_whole_logits(tmp_path, precision):
         trainer.train()
         found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+@pytest.mark.parametrize("keep", [{"ffn": 0.5}, {"ffn": 0.5, "heads": 1, "layers": 1}])
+def test_units_go_without_training_on_the_gpu_as_on_the_cpu(keep):
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(3, 50, (8, 12), generator=generator)} for _ in range(4)]
+    made = [
+        prune_oneshot(tiny.llama(num_key_value_heads=2).to(device), batches, keep=keep) for device in ("cpu", "cuda")
+    ]
+    assert next(made[1].parameters()).is_cuda
+    for a, b in zip(made[0].parameters(), made[1].parameters(), strict=True):
+        assert torch.allclose(a, b.cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_width_is_cut_on_the_gpu():
+    model = tiny.bert(**WIDE).cuda().half()
+    shrunk = shrink(model, hidden=64)
+    assert next(shrunk.parameters()).dtype == torch.float16
+    assert next(shrunk.parameters()).is_cuda
