@@ -196,9 +196,7 @@ def _layouts(pieces: Sequence[AxisSlice], counts: HeadCounts) -> Iterator[Layout
     for piece in pieces:
         # Only a matrix that makes several of query, key and value has a choice.
         is_fused = piece.per_unit % (max(counts.fields.values()) + 2) == 0
-        options[_pattern(piece)] = (
-            ("side by side", "query, key, value", "far apart") if is_fused else ("side by side",)
-        )
+        options[_pattern(piece)] = _ORDERS if is_fused else _ORDERS[:1]
     for choice in itertools.product(*options.values()):
         yield dict(zip(options, choice, strict=True))
 

@@ -234,7 +234,7 @@ def _pieces(plan: Plan) -> dict[str, _Cuts]:
 def reference_of(model: Any, plan: Plan) -> Any:
     """Return a copy of `model` in which all that `plan` removes is zero, and norms see only what stays."""
     lists = {prefix.removesuffix("."): kept for prefix, kept in plan.layers.items()}
-    return masked_reference(model, _masks(model, plan), lists, plan.layer_fields, _narrowed(model, plan))
+    return masked_reference(model, unit_masks(model, plan.units), lists, plan.layer_fields, _narrowed(model, plan))
 
 
 def _narrowed(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
@@ -271,12 +271,13 @@ def check_cut(shrunk: Any, model: Any, plan: Plan) -> None:
     check_equal(shrunk, reference_of(model, plan), kept)
 
 
-def _masks(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
+def unit_masks(model: nn.Module, units: Mapping[UnitGroup, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a bool mask of each coupled parameter, False where a unit that goes has an entry."""
     parameters = dict(model.named_parameters())
     masks: dict[str, torch.Tensor] = {}
-    for group, units in plan.units.items():
+    for group, kept in units.items():
         keep = torch.zeros(group.count, dtype=torch.bool)
-        keep[units] = True
+        keep[kept] = True
         for name, mask in expand_units(group, keep, parameters).items():
             masks[name] = masks[name] & mask if name in masks else mask
     return masks

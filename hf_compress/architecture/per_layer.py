@@ -18,8 +18,8 @@ from torch import nn
 from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import probe
 from hf_compress.architecture.attention import find_head_axes
-from hf_compress.architecture.cut import refuse_unsuitable
-from hf_compress.architecture.units import UnitGroup, expand_units, kept_index
+from hf_compress.architecture.cut import refuse_unsuitable, unit_masks
+from hf_compress.architecture.units import UnitGroup, kept_index
 from hf_compress.architecture.verify import check_equal, masked_reference
 from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
@@ -114,7 +114,7 @@ def cut_per_layer(model: Any, kept: Mapping[UnitGroup, torch.Tensor], verify: bo
     setattr(smaller.config, FIELD, shapes)
     if verify:
         try:
-            check_equal(smaller, masked_reference(model, _masks(model, kept), {}, {}, {}), {})
+            check_equal(smaller, masked_reference(model, unit_masks(model, kept), {}, {}, {}), {})
         except probing.build_errors() as error:
             if isinstance(error, ArchitectureError):
                 raise
@@ -136,17 +136,6 @@ def _resize(module: nn.Module, path: str) -> list[int]:
         raise ArchitectureError(f"expected linear layers, found {path} to be a {type(module).__name__}")
     module.out_features, module.in_features = module.weight.shape
     return [module.in_features, module.out_features]
-
-
-def _masks(model: nn.Module, kept: Mapping[UnitGroup, torch.Tensor]) -> dict[str, torch.Tensor]:
-    parameters = dict(model.named_parameters())
-    masks: dict[str, torch.Tensor] = {}
-    for group, units in kept.items():
-        keep = torch.zeros(group.count, dtype=torch.bool)
-        keep[units] = True
-        for name, mask in expand_units(group, keep, parameters).items():
-            masks[name] = masks[name] & mask if name in masks else mask
-    return masks
 
 
 def save_per_layer(model: Any, folder: str | os.PathLike[str]) -> Path:
