@@ -75,13 +75,14 @@ def _run(arguments: argparse.Namespace) -> None:
 def _add_inspect(verbs: Any) -> None:
     parser = _verb(verbs, "inspect", "say what can be removed from a model and still load plainly", _inspect)
     parser.add_argument("model", help="a folder or a Hub id; only its config is read")
+    parser.add_argument("--latency", action="store_true", help="build the smaller sizes and time them on this CPU")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
     from hf_compress.architecture.capability import inspect_model
 
-    report = inspect_model(arguments.model)
+    report = inspect_model(arguments.model, latency=arguments.latency)
     _print(report.to_dict(), arguments.json, report.to_text())
 
 

@@ -18,7 +18,7 @@ from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy, Axis, probe
 from hf_compress.architecture.attention import find_head_axes
 from hf_compress.architecture.capability_text import TITLES, report_lines
-from hf_compress.architecture.cost import forward_macs
+from hf_compress.architecture.cost import forward_macs, forward_milliseconds
 from hf_compress.architecture.kept import width_of
 from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
@@ -40,6 +40,7 @@ class Prediction:
         parameters: what then remains, tied ones once.
         bytes: the same at float32.
         macs: multiply-accumulates of a forward pass, as in `CapabilityReport`; None where they cannot be counted.
+        latency: milliseconds of a pass of one sample, as in `CapabilityReport`; None where it was not measured.
     """
 
     field: str
@@ -47,6 +48,7 @@ class Prediction:
     parameters: int
     bytes: int
     macs: int | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class CapabilityReport:
         bytes: the same at float32.
         macs: multiply-accumulates of a forward pass of one sample (texts of 128 tokens), by torch's own counter; None
             where it cannot be counted without weights.
+        latency: milliseconds of that pass on this machine's CPU, median, with made-up weights; None where it was not
+            measured.
         axes: what its config can make smaller.
         fixed: what cannot be removed -> why.
     """
@@ -96,6 +100,7 @@ class CapabilityReport:
     macs: int | None
     axes: tuple[AxisReport, ...]
     fixed: dict[str, str]
+    latency: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -109,11 +114,12 @@ class CapabilityReport:
         return self.to_text()
 
 
-def inspect_model(model: Any) -> CapabilityReport:
+def inspect_model(model: Any, *, latency: bool = False) -> CapabilityReport:
     """Return what can be removed from a model and still load plainly, with the exact sizes that follow.
 
     Args:
         model: a transformers model, a config, or a Hub id or folder, of which only the config is read.
+        latency: also build each of the sizes with made-up weights, on the CPU, and time it.
 
     Raises:
         ArchitectureError: if it is none of these, or cannot be built from its config.
@@ -126,7 +132,7 @@ def inspect_model(model: Any) -> CapabilityReport:
     named = [axis for axis in anatomy.axes if axis.name in ("ffn", "layers", "vocabulary")]
     named += [] if isinstance(heads, str) else heads
     named += widths
-    return CapabilityReport(
+    report = CapabilityReport(
         model_class=type(subject).__name__,
         model_type=str(getattr(config, "model_type", "")),
         parameters=total,
@@ -135,6 +141,20 @@ def inspect_model(model: Any) -> CapabilityReport:
         axes=tuple(_axis_report(axis, anatomy, type(subject), config) for axis in sorted(named, key=_order)),
         fixed=({"heads": heads} if isinstance(heads, str) else {}) | _fixed(anatomy, named, config) | reasons,
     )
+    return _timed(report, type(subject), config, named) if latency else report
+
+
+def _timed(report: CapabilityReport, model_class: type, config: Any, axes: Sequence[Axis]) -> CapabilityReport:
+    """Return the report with times of the model and of all predictions."""
+    own = forward_milliseconds(model_class, config, report.parameters)
+    by_field = {axis.field: axis for axis in axes}
+
+    def timed(p: Prediction) -> Prediction:
+        smaller = probing.with_fields(config, by_field[p.field].values(p.size))
+        return dataclasses.replace(p, latency=forward_milliseconds(model_class, smaller, p.parameters))
+
+    timed_axes = [dataclasses.replace(a, predictions=tuple(map(timed, a.predictions))) for a in report.axes]
+    return dataclasses.replace(report, axes=tuple(timed_axes), latency=own)
 
 
 def _from_config(source: Any) -> nn.Module:

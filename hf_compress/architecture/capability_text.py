@@ -28,11 +28,15 @@ def _macs(number: int | None) -> str:
     return f"{number / unit:.3g} {name}".strip()
 
 
+def _time(milliseconds: float | None, before: str = "") -> str:
+    return "" if milliseconds is None else f"{before}{milliseconds:.3g} ms"
+
+
 def report_lines(report: CapabilityReport) -> list[str]:
     """Return the lines of a table for a terminal."""
     lines = [
         f"{report.model_class} ({report.model_type}): {report.parameters:,} parameters, "
-        f"{report.bytes / 1e6:,.1f} MB at float32, {_macs(report.macs)} MACs a sample",
+        f"{report.bytes / 1e6:,.1f} MB at float32, {_macs(report.macs)} MACs a sample{_time(report.latency, ', ')}",
         "",
         f"{'what':<20}{'config field':<28}{'now':>8}{'legal':>14}{'per unit':>14}  note",
     ]
@@ -45,11 +49,13 @@ def report_lines(report: CapabilityReport) -> list[str]:
     lines += [f"{TITLES.get(name, name):<20}cannot be removed: {why}" for name, why in report.fixed.items()]
     predictions = [(axis, prediction) for axis in report.axes for prediction in axis.predictions]
     if predictions:
-        lines += ["", f"{'after shrinking':<48}{'to':>8}{'parameters':>18}{'MB':>12}{'share':>8}{'MACs':>10}"]
+        header = f"{'after shrinking':<48}{'to':>8}{'parameters':>18}{'MB':>12}{'share':>8}{'MACs':>10}"
+        lines += ["", header + (f"{'time':>12}" if report.latency is not None else "")]
     for axis, p in predictions:
         what = f"{TITLES[axis.name]} ({p.field})"
         share = p.parameters / max(report.parameters, 1)
         lines.append(
             f"{what:<48}{p.size:>8,}{p.parameters:>18,}{p.bytes / 1e6:>12,.1f}{share:>8.0%}{_macs(p.macs):>10}"
+            f"{_time(p.latency):>12}".rstrip()
         )
     return lines

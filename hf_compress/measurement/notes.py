@@ -13,6 +13,8 @@ from hf_compress.report.tables import NOISE, describe_conditions, format_change,
 
 # Biases that start at zero and padding rows are a few in a thousand; below this, nobody asked for zeros.
 _FEW_ZEROS = 0.01
+# Below this part of what the arithmetic promises a reader must be told.
+_LAG = 0.75
 
 
 def honest_notes(record: Record, baseline: Record | None, source: Record | None = None) -> tuple[str, ...]:
@@ -25,7 +27,8 @@ def honest_notes(record: Record, baseline: Record | None, source: Record | None 
     """
     notes = list(_zero_notes(record))
     if baseline is not None and baseline is not record:
-        notes = [*_slow_notes(record, baseline, "the baseline"), *_bigger_notes(record, baseline), *notes]
+        slow = [*_slow_notes(record, baseline, "the baseline"), *_lag_notes(record, baseline)]
+        notes = [*slow, *_bigger_notes(record, baseline), *notes]
     if source is not None and source is not baseline:
         notes = [*_slow_notes(record, source, f"{source.model}, which it was quantized from,"), *notes]
     return tuple(notes)
@@ -55,6 +58,23 @@ def _slow_notes(record: Record, baseline: Record, who: str) -> list[str]:
         for m in record.find("latency")
         if (base := _same(baseline, m)) is not None and is_slower(m, base)
     ]
+
+
+def _lag_notes(record: Record, baseline: Record) -> list[str]:
+    """Say where a pass became faster by much less than its arithmetic became smaller."""
+    found = []
+    for m in record.find("latency"):
+        base, work, base_work = _same(baseline, m), _like(record, "macs", m), _like(baseline, "macs", m)
+        if base is None or work is None or base_work is None or not work.value or not m.value:
+            continue
+        fewer, faster = base_work.value / work.value, base.value / m.value
+        if fewer > 1 + NOISE and 1 <= faster < _LAG * fewer:
+            found.append(
+                f"x{faster:.2f} as fast as the baseline at {describe_conditions(dict(m.conditions))}, although it "
+                f"needs {fewer:.2f} times fewer multiply-accumulates: what does not shrink with them (memory traffic, "
+                "softmax, norms, calls) takes the rest"
+            )
+    return found
 
 
 def _bigger_notes(record: Record, baseline: Record) -> list[str]:
@@ -92,6 +112,11 @@ def _times(value: Measurement, base: Measurement) -> str:
 
 def _same(baseline: Record, measurement: Measurement) -> Measurement | None:
     """Return the baseline's measurement under the same conditions, None if there is none."""
+    return _like(baseline, measurement.name, measurement)
+
+
+def _like(record: Record, name: str, measurement: Measurement) -> Measurement | None:
+    """Return what was measured by a name under the conditions of another measurement, None if nothing was."""
     wanted = describe_conditions(dict(measurement.conditions))
-    found = [m for m in baseline.find(measurement.name) if describe_conditions(dict(m.conditions)) == wanted]
+    found = [m for m in record.find(name) if describe_conditions(dict(m.conditions)) == wanted]
     return found[0] if found else None

@@ -45,7 +45,8 @@ def measure_latency(
         seconds: sampling goes on until this many seconds per model and batch size (at most 200 samples).
 
     Returns:
-        For each model and batch size the latency in ms (median, with all samples) and the throughput in samples/s.
+        For each model and batch size the latency in ms (median, with all samples), the throughput in samples/s and,
+        unless it is quantized, the multiply-accumulate operations that torch's own counter finds.
     """
     found: dict[str, list[Measurement]] = {name: [] for name in models}
     # Of each part, since frozen parts of a model in training may be in eval mode.
@@ -58,7 +59,7 @@ def measure_latency(
             samples = _sample(prepared, warmup, rounds, seconds)
             for name, (model, batch) in prepared.items():
                 conditions = _conditions(model, batch, batch_size, warmup)
-                found[name] += _measurements(samples[name], batch_size, conditions)
+                found[name] += _measurements(samples[name], batch_size, conditions) + _macs(model, batch, conditions)
     finally:
         for part, mode in was_training:
             part.training = mode
@@ -121,3 +122,15 @@ def _measurements(samples: list[float], batch_size: int, conditions: dict[str, A
         Measurement("latency", median, "ms", conditions, tuple(samples)),
         Measurement("throughput", batch_size * 1000 / median, "samples/s", conditions),
     ]
+
+
+@torch.no_grad()
+def _macs(model: Any, batch: Inputs, conditions: dict[str, Any]) -> list[Measurement]:
+    # Kernels of quantizers are unknown to the counter.
+    if getattr(model, "is_quantized", False):
+        return []
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        model(**batch)
+    return [Measurement("macs", int(counter.get_total_flops()) // 2, "MACs", conditions)]

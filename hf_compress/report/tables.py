@@ -14,13 +14,14 @@ from hf_compress.errors import RecordError
 from hf_compress.measurement.record import Measurement, Record, sort_records
 
 # Rows about size and speed, in the order of a table; every other metric is about quality and comes first.
-SIZE_METRICS = ("parameters", "nonzeros", "sparsity", "bytes_on_disk")
+SIZE_METRICS = ("parameters", "nonzeros", "sparsity", "bytes_on_disk", "macs")
 SPEED_METRICS = ("latency", "throughput", "peak_memory")
 _HIDDEN = ("folder_bytes",)
 _LABELS = {
     "nonzeros": "nonzero parameters",
     "bytes_on_disk": "weights on disk",
     "peak_memory": "peak memory",
+    "macs": "multiply-accumulates of a pass",
 }
 # Two measurements are compared only if all of these are the same.
 _CONDITION_LABELS = {
@@ -57,6 +58,8 @@ def format_value(measurement: Measurement) -> str:
         return f"{100 * value:.2f} %"
     if unit == "bytes":
         return _format_bytes(value)
+    if unit == "MACs":
+        return f"{significant(value / 1e9 if value >= 1e9 else value / 1e6)} {'G' if value >= 1e9 else 'M'}"
     if unit == "parameters":
         return f"{round(value):,}"
     return f"{significant(value)} {unit}" if unit else significant(value)

@@ -67,3 +67,12 @@ def test_report_as_text_and_data(make):
 def test_other_things_are_refused(source):
     with pytest.raises(ArchitectureError, match="expected"):
         inspect_model(source)
+
+
+def test_times_of_the_predicted_sizes_on_request(make):
+    report = inspect_model(make("llama"), latency=True)
+    times = [report.latency, *(p.latency for axis in report.axes for p in axis.predictions)]
+    assert len(times) > 4
+    assert all(0 < each < 10_000 for each in times)
+    assert " ms" in report.to_text()
+    assert " ms" not in inspect_model(make("llama")).to_text()

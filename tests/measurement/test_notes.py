@@ -1,8 +1,10 @@
 import dataclasses
 
+import pytest
 import records
 
 from hf_compress.measurement.notes import honest_notes, unquantized_source
+from hf_compress.measurement.record import Measurement
 
 
 def test_a_quantized_model_that_is_slower_than_what_it_was_quantized_from_says_by_how_much():
@@ -31,3 +33,16 @@ def test_slower_than_the_baseline_is_said_against_the_baseline():
     slow = dataclasses.replace(teacher, model="slow", measurements=tuple(records.speed(1, 3.2)))
     (note,) = honest_notes(slow, teacher)
     assert note == "slower than the baseline at batch 1, image 8x8, cpu, 2 threads (3.20 ms against 1.60 ms, x2.00)"
+
+
+@pytest.mark.parametrize(("milliseconds", "macs", "is_said"), [(1.2, 5e8, True), (0.6, 5e8, False), (1.6, 1e9, False)])
+def test_a_model_whose_time_lags_far_behind_its_arithmetic_says_so(milliseconds, macs, is_said):
+    teacher, _, _ = records.three()
+    where = {"batch_size": 1, "image": "8x8", "device": "cpu", "threads": 2}
+    base = dataclasses.replace(
+        teacher, measurements=(*records.speed(1, 1.6), Measurement("macs", 10**9, "MACs", where))
+    )
+    other = (*records.speed(1, milliseconds), Measurement("macs", macs, "MACs", where))
+    notes = honest_notes(dataclasses.replace(teacher, model="other", measurements=other), base)
+    assert [n for n in notes if "2.00 times fewer multiply-accumulates" in n] == list(notes)
+    assert bool(notes) == is_said

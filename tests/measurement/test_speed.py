@@ -17,9 +17,9 @@ def test_all_models_take_turns_and_values_follow_from_the_samples():
     assert models["bert"].training
     assert all(torch.equal(p, before[1][n]) and p.grad is None for n, p in models["bert"].named_parameters())
     for name in models:
-        for batch_size, (latency, throughput) in zip(
-            (1, 4), zip(found[name][::2], found[name][1::2], strict=True), strict=True
-        ):
+        rows = zip(found[name][::3], found[name][1::3], found[name][2::3], strict=True)
+        for batch_size, (latency, throughput, macs) in zip((1, 4), rows, strict=True):
+            assert macs.value == batch_size * found[name][2].value > 0
             assert len(latency.samples) == 5
             assert latency.value == statistics.median(latency.samples)
             assert throughput.value == pytest.approx(batch_size * 1000 / latency.value)

@@ -10,6 +10,8 @@ from architectures import build
 from hf_compress import prune_oneshot, shrink
 from hf_compress.architecture.anatomy import ffn_units
 from hf_compress.architecture.attention import head_axes
+from hf_compress.architecture.kept import nearest_legal
+from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError, ConfigError
 from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA, Seen
 from hf_compress.pruning.oneshot.repair import Regression
@@ -189,6 +191,30 @@ def test_magnitude_without_repair_is_what_shrink_keeps():
     model = build("bert")
     found = prune_oneshot(model, batches(), keep={"ffn": 20}, criterion="magnitude", repair=None)
     expected = shrink(model, ffn=20)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "fisher", "taylor"])
+@pytest.mark.parametrize(("name", "option"), [("gpt2", "hidden"), ("llama", "hidden"), ("resnet", "filters")])
+def test_channels_that_nothing_reads_go_first(name, option, criterion):
+    model, keep = build(name), {}
+    axes = [axis for axis in find_width_axes(model)[0] if axis.name == option]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for axis in axes:
+            group = axis.groups[0]
+            order = torch.stack([torch.randperm(group.count // group.blocks, generator=generator)])
+            half = axis.counts(nearest_legal(axis, axis.size // 2, 1))[0]
+            keep[axis.field] = sorted(order[0, :half].tolist())
+            for tap in taps_of(model, [group])[group]:
+                unread = tap.entries[order[0, half:]].flatten()
+                tap.module.weight.movedim(tap._dim, 0)[unread] = 0
+    generator = torch.Generator().manual_seed(2)
+    images = [{"pixel_values": torch.randn(6, 3, 32, 32, generator=generator)}]
+    data = images if name == "resnet" else [{"input_ids": b["input_ids"]} for b in batches()]
+    found = prune_oneshot(model, data, keep={option: 0.5}, criterion=criterion)
+    expected = shrink(model, **{option: keep})
+    assert found.config.to_dict() == expected.config.to_dict() != model.config.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 

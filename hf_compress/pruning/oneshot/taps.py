@@ -18,6 +18,7 @@ from hf_compress.errors import ArchitectureError, ConfigError
 from hf_compress.pruning.oneshot.importance import Seen
 
 Batch = Mapping[str, torch.Tensor]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Tap:
@@ -43,19 +44,22 @@ class Tap:
 
     def _look(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         values = args[0]
-        if self.keep is not None:
+        if self.keep is not None:  # never of convolutions, whose channels go in one round
             factors = torch.ones(values.shape[-1], dtype=values.dtype, device=values.device)
             factors[self.entries[~self.keep].flatten()] = 0
             values = values * factors
         if values.requires_grad:
-            self._values = values.detach()
+            self._values = self._channels_last(values.detach())
             values.register_hook(self._look_back)
         else:
-            self._values = values
+            self._values = self._channels_last(values)
         return (values, *args[1:])
 
     def _look_back(self, gradients: torch.Tensor) -> None:
-        self._gradients = gradients
+        self._gradients = self._channels_last(gradients)
+
+    def _channels_last(self, values: torch.Tensor) -> torch.Tensor:
+        return values.movedim(1, -1) if isinstance(self.module, CONVOLUTIONS) else values
 
     def seen(self, batch: Batch) -> Seen | None:
         """Return what the last pass showed; None if the matrix was not used."""
@@ -65,7 +69,8 @@ class Tap:
             return None
         rows = len(next(iter(batch.values())))
         split = self._split(values, rows)
-        weight = self.module.weight.detach().abs().sum(1 - self._dim)[self.entries.to(values.device)]
+        by_input = self.module.weight.detach().abs().movedim(self._dim, 0).flatten(1).sum(1)
+        weight = by_input[self.entries.to(values.device)]
         mask = batch.get("attention_mask")
         if mask is None or mask.shape != split.shape[:2]:
             mask = torch.ones(split.shape[:2], device=values.device)
@@ -80,6 +85,13 @@ class Tap:
         return values.reshape(rows, -1, values.shape[-1])[..., self.entries.to(values.device)]
 
 
+def _is_read(piece: AxisSlice, model: nn.Module) -> bool:
+    """Whether a convolution reads a slice; one in groups is not one matrix."""
+    path, _, leaf = piece.parameter.rpartition(".")
+    module = model.get_submodule(path)
+    return isinstance(module, CONVOLUTIONS) and module.groups == 1 and leaf == "weight" and piece.dim == 1
+
+
 def taps_of(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[UnitGroup, list[Tap]]:
     """Return where each group is read.
 
@@ -88,10 +100,11 @@ def taps_of(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[UnitGroup, li
     """
     found = {}
     for group in groups:
-        readers = [piece for piece in group.slices if side(piece, model) == "in"]
+        readers = [piece for piece in group.slices if side(piece, model) == "in" or _is_read(piece, model)]
         if not readers:
             raise ArchitectureError(
-                f"expected a linear layer that reads the units of {group.name}, found none; use criterion='magnitude'"
+                f"expected a linear layer or a convolution that reads the units of {group.name}, found none; use "
+                "criterion='magnitude'"
             )
         found[group] = [Tap(model, group, piece) for piece in readers]
     return found

@@ -18,14 +18,17 @@ from hf_compress.architecture.kept import Amount, unit_count
 from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
 from hf_compress.architecture.shrink import shrink
 from hf_compress.architecture.units import UnitGroup, unit_scores
-from hf_compress.errors import ConfigError
+from hf_compress.architecture.width import find_width_axes
+from hf_compress.errors import ArchitectureError, ConfigError
 from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA
 from hf_compress.pruning.oneshot.layers import LAYER_CRITERIA, choose_layers
 from hf_compress.pruning.oneshot.refit import refit
 from hf_compress.pruning.oneshot.taps import Batch, Tap, evaluating, looking, on_device, summed_loss, taps_of
 
-_KINDS = ("layers", "ffn", "heads")
+_WIDTHS = ("hidden", "filters")
+_KINDS = ("layers", *_WIDTHS, "ffn", "heads")
 _LEAST_NEURONS = 0.05
+_WITHOUT_DATA = ("magnitude", "random")
 
 
 def prune_oneshot(
@@ -45,11 +48,12 @@ def prune_oneshot(
         model: a plain transformers model; it is left as it is.
         batches: some inputs, with labels where there are any; a few hundred samples. They are gone through several
             times.
-        keep: what stays of "ffn", "heads" and "layers": a number, or a fraction below 1, the same in each layer.
+        keep: what stays of "ffn", "heads", "hidden", "filters" and "layers": a number, or a fraction below 1; the
+            same number in each layer, of "hidden" the same channels.
         criterion: of units: fisher, taylor, activation, wanda, entropy, mutual_information, magnitude, random.
         layer_criterion: of layers: loss (greedily the one whose absence costs least), influence, angular.
-        rounds: in how many steps the units go, each measured with the others gone, at least 1.
-        repair: strength of the ridge of the fit, above 0; None: no fit.
+        rounds: in how many steps neurons and heads go, each measured with the others gone, at least 1.
+        repair: strength of the ridge of the fit of what read neurons and heads, above 0; None: no fit.
         layout: "uniform", as many units in each layer, which every loader knows; or "per_layer", those that are best
             of all, at least a head and a twentieth of the neurons in each layer, also heads of BERT and its like:
             such a model is saved by `save_per_layer`, or exported.
@@ -64,6 +68,11 @@ def prune_oneshot(
     generator = torch.Generator().manual_seed(0)
     if keep.get("layers") is not None:
         model = shrink(model, layers=choose_layers(model, batches, keep["layers"], layer_criterion))
+    chosen: dict[str, Any]
+    for name in _WIDTHS:
+        if keep.get(name) is not None:
+            chosen = {name: _channels(model, batches, name, keep[name], criterion, generator)}
+            model = shrink(model, **chosen)
     amounts = {name: keep[name] for name in ("ffn", "heads") if keep.get(name) is not None}
     if not amounts:
         return model
@@ -72,7 +81,7 @@ def prune_oneshot(
     if layout == "per_layer":
         smaller = cut_per_layer(model, {group: keep.nonzero().flatten() for group, keep in kept.items()})
     else:
-        chosen: dict[str, Any] = {
+        chosen = {
             name: {row.field: [kept[group].nonzero().flatten() for group in row.groups] for row in each}
             for name, each in rows.items()
         }
@@ -113,7 +122,7 @@ def check_criterion(name: str) -> None:
     Raises:
         ConfigError: listing what exists.
     """
-    if name not in ("magnitude", "random"):
+    if name not in _WITHOUT_DATA:
         UNIT_CRITERIA.get(name)
 
 
@@ -134,6 +143,32 @@ class _Row:
     size: int
     goal: int
     floor: float | None = None
+
+
+def _channels(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    name: str,
+    amount: Amount,
+    criterion: str,
+    generator: torch.Generator,
+) -> dict[str, list[int]]:
+    """Return the channels that stay, by config field; what follows from them is chosen by `shrink`."""
+    found, reasons = find_width_axes(model)
+    axes = [axis for axis in found if axis.name == name]
+    if not axes:
+        why = "; ".join(f"{field}: {reason}" for field, reason in reasons.items()) or "no config field says one"
+        raise ArchitectureError(f"{name}: expected channels that can be removed, found none: {why}")
+    taps = {} if criterion in _WITHOUT_DATA else taps_of(model, [axis.groups[0] for axis in axes])
+    taps = taps or {axis.groups[0]: [] for axis in axes}
+    scores = unit_importance(model, batches, taps, criterion, generator)
+    chosen = {}
+    for axis in axes:
+        group, number = axis.groups[0], axis.counts(unit_count(name, axis, amount))[0]
+        blocks = scores[group].cpu().view(group.blocks, -1)
+        kept = torch.cat([_best(block, number // group.blocks) for block in blocks])
+        chosen[axis.field] = kept.nonzero().flatten().tolist()
+    return chosen
 
 
 def _rows(model: nn.Module, name: str, amount: Amount, layout: str) -> list[_Row]:
