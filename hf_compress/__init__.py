@@ -22,7 +22,9 @@ _HOMES = {
     "PruningTrainer": "training.trainer",
     "PruningCallback": "pruning.callback",
     "merge_adapter": "pruning.adapters",
-    "prune_oneshot": "pruning.oneshot.units",
+    "OneShotConfig": "pruning.oneshot.config",
+    "calibration_batches": "pruning.oneshot.calibration",
+    "prune_oneshot": "pruning.oneshot.api",
     "inspect_model": "architecture.capability",
     "shrink": "architecture.shrink",
     "shrink_vocabulary": "architecture.vocabulary",
@@ -56,7 +58,9 @@ if TYPE_CHECKING:
     from hf_compress.pruning.adapters import merge_adapter as merge_adapter
     from hf_compress.pruning.callback import PruningCallback as PruningCallback
     from hf_compress.pruning.config import PruningConfig as PruningConfig
-    from hf_compress.pruning.oneshot.units import prune_oneshot as prune_oneshot
+    from hf_compress.pruning.oneshot.api import prune_oneshot as prune_oneshot
+    from hf_compress.pruning.oneshot.calibration import calibration_batches as calibration_batches
+    from hf_compress.pruning.oneshot.config import OneShotConfig as OneShotConfig
     from hf_compress.quantization.bnb import quantize as quantize
     from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
     from hf_compress.recipes.recipe import run_recipe as run_recipe

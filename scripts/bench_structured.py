@@ -11,7 +11,7 @@ import sst2
 import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from hf_compress import prune_oneshot
+from hf_compress import OneShotConfig, prune_oneshot
 
 CRITERIA = ["random", "magnitude", "wanda", "activation", "entropy", "mutual_information", "taylor", "fisher"]
 parser = sst2.parser(__doc__, steps=0, learning_rate=0.0)
@@ -55,10 +55,11 @@ def run(case, seed):
     begin = time.perf_counter()
     # Heads of BERT go alone in no uniform layout.
     keep = dict.fromkeys(["ffn", "heads"] if layout == "per_layer" else ["ffn"], float(share))
-    smaller = prune_oneshot(
-        model, batches(seed, 32), keep=keep, criterion=criterion, rounds=int(rounds.split()[0]), layout=layout,
+    config = OneShotConfig(
+        keep=keep, criterion=criterion, rounds=int(rounds.split()[0]), layout=layout,
         repair=0.01 if repair == "repair" else None,
     )  # fmt: skip
+    smaller = prune_oneshot(model, config, batches(seed, 32))
     seconds = time.perf_counter() - begin
     print(
         json.dumps({"case": case, "seconds": round(seconds, 1), "accuracy": (found := accuracy(smaller))}), flush=True

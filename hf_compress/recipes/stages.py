@@ -250,7 +250,8 @@ def oneshot(context: StageContext) -> Mapping[str, Any]:
     import torch
 
     from hf_compress.measurement.load import load_model
-    from hf_compress.pruning.oneshot.units import prune_oneshot
+    from hf_compress.pruning.oneshot.api import prune_oneshot
+    from hf_compress.pruning.oneshot.config import OneShotConfig
 
     stage, rows = context.stage, context.task.rows["train"]
     keep = _given({"layers": stage.layers, "ffn": stage.ffn, "heads": stage.heads})
@@ -261,7 +262,8 @@ def oneshot(context: StageContext) -> Mapping[str, Any]:
         dict(context.task.collator([rows[i] for i in chosen[first : first + _BATCH]]))
         for first in range(0, len(chosen), _BATCH)
     ]
-    model = prune_oneshot(load_model(context.resolve(str(stage.source))), batches, keep=keep, **options)
+    config = OneShotConfig(keep=keep, **options)
+    model = prune_oneshot(load_model(context.resolve(str(stage.source))), config, batches)
     model.save_pretrained(context.output)
     context.task.processing_class.save_pretrained(context.output)
     return {"oneshot": {"keep": keep, **options, "samples": len(chosen)}}

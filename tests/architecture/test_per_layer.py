@@ -8,7 +8,7 @@ import pytest
 import torch
 from architectures import build
 
-from hf_compress import prune_oneshot, save_per_layer
+from hf_compress import OneShotConfig, prune_oneshot, save_per_layer
 from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
 from hf_compress.errors import ArchitectureError, ConfigError
 
@@ -27,6 +27,10 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 assert "hf_compress" not in sys.modules
 print(json.dumps(errors))
 """
+
+
+def prune_units(model, batches, **options):
+    return prune_oneshot(model, OneShotConfig(**options), batches)
 
 
 def batches(model, number=3):
@@ -58,7 +62,7 @@ def test_folders_load_without_hf_compress_and_only_knowingly(tmp_path):
     for name in ("bert", "gpt2", "llama", "vit", "bart"):
         model = build(name)
         keep = {"ffn": 0.4} | ({"heads": 0.6} if name != "gpt2" else {})
-        smaller = prune_oneshot(model, batches(model), keep=keep, layout="per_layer")
+        smaller = prune_units(model, batches(model), keep=keep, layout="per_layer")
         save_per_layer(smaller, tmp_path / name)
         inputs = batches(model)[0]
         with torch.no_grad():
@@ -76,7 +80,7 @@ def test_all_units_compete_and_no_layer_is_emptied():
         for name, parameter in model.named_parameters():
             if "layer.0.intermediate" in name or "layer.0.output.dense" in name:
                 parameter.mul_(1e-3)
-    smaller = prune_oneshot(model, batches(model), keep={"ffn": 0.5}, layout="per_layer", criterion="magnitude")
+    smaller = prune_units(model, batches(model), keep={"ffn": 0.5}, layout="per_layer", criterion="magnitude")
     widths = [smaller.bert.encoder.layer[i].intermediate.dense.out_features for i in range(3)]
     assert sum(widths) == 72
     assert widths[0] == round(0.05 * 48)
@@ -85,11 +89,11 @@ def test_all_units_compete_and_no_layer_is_emptied():
 def test_refusals(tmp_path):
     model = build("bert")
     with pytest.raises(ConfigError, match="layout must be"):
-        prune_oneshot(model, batches(model), keep={"ffn": 0.5}, layout="free")
+        prune_units(model, batches(model), keep={"ffn": 0.5}, layout="free")
     with pytest.raises(ArchitectureError, match="tied over layers"):
-        prune_oneshot(build("t5"), batches(build("t5")), keep={"heads": 0.5}, layout="per_layer")
+        prune_units(build("t5"), batches(build("t5")), keep={"heads": 0.5}, layout="per_layer")
     with pytest.raises(ArchitectureError, match="number of their units from their weights"):
-        prune_oneshot(build("gpt2"), batches(build("gpt2")), keep={"heads": 0.5}, layout="per_layer")
+        prune_units(build("gpt2"), batches(build("gpt2")), keep={"heads": 0.5}, layout="per_layer")
     with pytest.raises(ArchitectureError, match="at least one unit"):
         cut_per_layer(model, {per_layer_groups(model, "ffn")[0]: torch.tensor([], dtype=torch.long)})
     with pytest.raises(ArchitectureError, match=r"use model\.save_pretrained"):

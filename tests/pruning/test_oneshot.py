@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import build
 
-from hf_compress import prune_oneshot, shrink
+from hf_compress import OneShotConfig, prune_oneshot, shrink
 from hf_compress.architecture.anatomy import ffn_units
 from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.kept import nearest_legal
@@ -17,6 +17,10 @@ from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA, Seen
 from hf_compress.pruning.oneshot.repair import Regression
 from hf_compress.pruning.oneshot.taps import taps_of
 from hf_compress.pruning.oneshot.units import unit_importance
+
+
+def prune_units(model, batches, **options):
+    return prune_oneshot(model, OneShotConfig(**options), batches)
 
 
 def batches(number=4, size=6, labels=True):
@@ -170,8 +174,8 @@ def test_repair_brings_the_outputs_back(name, keep):
         data = [
             {"pixel_values": torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(i))} for i in range(8)
         ]
-    repaired = prune_oneshot(model, data, keep=keep)
-    cut = prune_oneshot(model, data, keep=keep, repair=None)
+    repaired = prune_units(model, data, keep=keep)
+    cut = prune_units(model, data, keep=keep, repair=None)
     assert repaired.config.to_dict() == cut.config.to_dict() != model.config.to_dict()
     assert error(repaired, model, data) < 0.9 * error(cut, model, data)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -182,14 +186,14 @@ def test_repair_brings_the_outputs_back(name, keep):
 )
 def test_exactly_as_many_units_stay_and_the_same_for_one_seed(criterion):
     model, data = build("bert"), batches(labels=False)
-    first, again = (prune_oneshot(model, data, keep={"ffn": 17}, criterion=criterion, rounds=3) for _ in range(2))
+    first, again = (prune_units(model, data, keep={"ffn": 17}, criterion=criterion, rounds=3) for _ in range(2))
     assert first.config.intermediate_size == 17
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 def test_magnitude_without_repair_is_what_shrink_keeps():
     model = build("bert")
-    found = prune_oneshot(model, batches(), keep={"ffn": 20}, criterion="magnitude", repair=None)
+    found = prune_units(model, batches(), keep={"ffn": 20}, criterion="magnitude", repair=None)
     expected = shrink(model, ffn=20)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
@@ -212,7 +216,7 @@ def test_channels_that_nothing_reads_go_first(name, option, criterion):
     generator = torch.Generator().manual_seed(2)
     images = [{"pixel_values": torch.randn(6, 3, 32, 32, generator=generator)}]
     data = images if name == "resnet" else [{"input_ids": b["input_ids"]} for b in batches()]
-    found = prune_oneshot(model, data, keep={option: 0.5}, criterion=criterion)
+    found = prune_units(model, data, keep={option: 0.5}, criterion=criterion)
     expected = shrink(model, **{option: keep})
     assert found.config.to_dict() == expected.config.to_dict() != model.config.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
@@ -226,7 +230,7 @@ def test_a_layer_that_does_nothing_goes_first(criterion):
             if "layers.1" in name and ("o_proj" in name or "down_proj" in name):
                 parameter.zero_()
     data = [{k: v for k, v in b.items() if k != "labels"} for b in batches()]
-    smaller = prune_oneshot(model, data, keep={"layers": 2}, layer_criterion=criterion)
+    smaller = prune_units(model, data, keep={"layers": 2}, layer_criterion=criterion)
     assert smaller.config.num_hidden_layers == 2
     assert error(smaller, model, data) < 1e-9
 
@@ -248,12 +252,12 @@ def test_a_layer_that_does_nothing_goes_first(criterion):
 )
 def test_bad_input_is_refused(options, failure, message):
     with pytest.raises(failure, match=message):
-        prune_oneshot(build("bert"), batches(), **options)
+        prune_units(build("bert"), batches(), **options)
 
 
 def test_what_the_batches_lack_is_said():
     with pytest.raises(ConfigError, match="batches is empty"):
-        prune_oneshot(build("bert"), [], keep={"ffn": 0.5})
+        prune_units(build("bert"), [], keep={"ffn": 0.5})
     data = [{"input_ids": b["input_ids"]} for b in batches()]
     with pytest.raises(ConfigError, match="samples have no class"):
-        prune_oneshot(build("llama"), data, keep={"ffn": 0.5}, criterion="mutual_information")
+        prune_units(build("llama"), data, keep={"ffn": 0.5}, criterion="mutual_information")

@@ -1,4 +1,4 @@
-"""`prune_oneshot`: units and layers removed without training, chosen on some batches and made good by least squares.
+"""Units and layers removed without training, chosen on some batches and made good by least squares.
 
 Level: state.
 """
@@ -19,55 +19,41 @@ from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
 from hf_compress.architecture.shrink import shrink
 from hf_compress.architecture.units import UnitGroup, unit_scores
 from hf_compress.architecture.width import find_width_axes
-from hf_compress.errors import ArchitectureError, ConfigError
+from hf_compress.errors import ArchitectureError, ConfigError, DataError
+from hf_compress.pruning.oneshot.config import OneShotConfig
 from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA
 from hf_compress.pruning.oneshot.layers import LAYER_CRITERIA, choose_layers
 from hf_compress.pruning.oneshot.refit import refit
 from hf_compress.pruning.oneshot.taps import Batch, Tap, evaluating, looking, on_device, summed_loss, taps_of
 
 _WIDTHS = ("hidden", "filters")
-_KINDS = ("layers", *_WIDTHS, "ffn", "heads")
+_CRITERION = "fisher"
 _LEAST_NEURONS = 0.05
 _WITHOUT_DATA = ("magnitude", "random")
 
 
-def prune_oneshot(
-    model: Any,
-    batches: Sequence[Batch],
-    *,
-    keep: Mapping[str, Amount],
-    criterion: str = "fisher",
-    layer_criterion: str = "loss",
-    rounds: int = 1,
-    repair: float | None = 0.01,
-    layout: str = "uniform",
-) -> Any:
+def prune_units(model: Any, batches: Sequence[Batch], config: OneShotConfig) -> Any:
     """Return a smaller model without training: unimportant units and layers go, and what read them is fitted anew.
 
     Args:
         model: a plain transformers model; it is left as it is.
         batches: some inputs, with labels where there are any; a few hundred samples. They are gone through several
             times.
-        keep: what stays of "ffn", "heads", "hidden", "filters" and "layers": a number, or a fraction below 1; the
-            same number in each layer, of "hidden" the same channels.
-        criterion: of units: fisher, taylor, activation, wanda, entropy, mutual_information, magnitude, random.
-        layer_criterion: of layers: loss (greedily the one whose absence costs least), influence, angular.
-        rounds: in how many steps neurons and heads go, each measured with the others gone, at least 1.
-        repair: strength of the ridge of the fit of what read neurons and heads, above 0; None: no fit.
-        layout: "uniform", as many units in each layer, which every loader knows; or "per_layer", those that are best
-            of all, at least a head and a twentieth of the neurons in each layer, also heads of BERT and its like:
-            such a model is saved by `save_per_layer`, or exported.
+        config: what stays (`keep`), by which criteria.
 
     Raises:
-        ConfigError: for unknown names, empty batches, or values out of range.
+        ConfigError: for unknown names or empty batches.
         ArchitectureError: if the config of the model cannot say that shape.
 
     Source: Kwon et al. 2022, "A fast post-training pruning framework for transformers".
     """
-    _check(batches, keep, criterion, layer_criterion, rounds, repair, layout)
+    check_units(config)
+    if not batches:
+        raise DataError("batches is empty: pass some batches of inputs, on which units are measured")
+    keep, criterion = config.keep, config.criterion or _CRITERION
     generator = torch.Generator().manual_seed(0)
     if keep.get("layers") is not None:
-        model = shrink(model, layers=choose_layers(model, batches, keep["layers"], layer_criterion))
+        model = shrink(model, layers=choose_layers(model, batches, keep["layers"], config.layer_criterion))
     chosen: dict[str, Any]
     for name in _WIDTHS:
         if keep.get(name) is not None:
@@ -76,9 +62,11 @@ def prune_oneshot(
     amounts = {name: keep[name] for name in ("ffn", "heads") if keep.get(name) is not None}
     if not amounts:
         return model
-    rows = {name: _rows(model, name, amount, layout) for name, amount in amounts.items()}
-    kept = _choose(model, batches, [row for each in rows.values() for row in each], criterion, rounds, generator)
-    if layout == "per_layer":
+    rows = {name: _rows(model, name, amount, config.layout) for name, amount in amounts.items()}
+    kept = _choose(
+        model, batches, [row for each in rows.values() for row in each], criterion, config.rounds, generator
+    )
+    if config.layout == "per_layer":
         smaller = cut_per_layer(model, {group: keep.nonzero().flatten() for group, keep in kept.items()})
     else:
         chosen = {
@@ -86,34 +74,20 @@ def prune_oneshot(
             for name, each in rows.items()
         }
         smaller = shrink(model, **chosen)
-    if repair is not None:
-        refit(model, smaller, batches, kept, repair)
+    if config.repair is not None:
+        refit(model, smaller, batches, kept, config.repair)
     return smaller
 
 
-def _check(
-    batches: Sequence[Batch],
-    keep: Mapping[str, Amount],
-    criterion: str,
-    layers: str,
-    rounds: int,
-    ridge: float | None,
-    layout: str,
-) -> None:
-    if not batches:
-        raise ConfigError("batches is empty: pass some batches of inputs, on which units are measured")
-    unknown = [name for name in keep if name not in _KINDS]
-    if unknown or not keep:
-        raise ConfigError(f"keep: expected some of {', '.join(_KINDS)}, found {unknown or 'nothing'}")
-    check_criterion(criterion)
-    if layers != "loss":
-        LAYER_CRITERIA.get(layers)
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ConfigError(f"rounds must be a whole number of at least 1, found {rounds!r}")
-    if layout not in ("uniform", "per_layer"):
-        raise ConfigError(f"layout must be 'uniform' or 'per_layer', found {layout!r}")
-    if ridge is not None and not ridge > 0:
-        raise ConfigError(f"repair must be above 0, or None for no repair, found {ridge!r}")
+def check_units(config: OneShotConfig) -> None:
+    """Make sure that there are such criteria of units and layers.
+
+    Raises:
+        ConfigError: listing what exists.
+    """
+    check_criterion(config.criterion or _CRITERION)
+    if config.layer_criterion != "loss":
+        LAYER_CRITERIA.get(config.layer_criterion)
 
 
 def check_criterion(name: str) -> None:
@@ -243,7 +217,7 @@ def unit_importance(
         model: the model; it runs in eval mode.
         batches: inputs, with labels where there are any; without, losses are of labels drawn from the outputs.
         taps: where each group is read.
-        criterion: as in `prune_oneshot`.
+        criterion: as in `OneShotConfig`.
         generator: for draws.
 
     Raises:
