@@ -164,9 +164,7 @@ def test_units_go_without_training_on_the_gpu_as_on_the_cpu(keep):
     generator = torch.Generator().manual_seed(0)
     batches = [{"input_ids": torch.randint(3, 50, (8, 12), generator=generator)} for _ in range(4)]
     config = OneShotConfig(keep=keep)
-    made = [
-        prune_oneshot(tiny.llama(num_key_value_heads=2).to(device), config, batches) for device in ("cpu", "cuda")
-    ]
+    made = [prune_oneshot(tiny.llama(num_key_value_heads=2).to(device), config, batches) for device in ("cpu", "cuda")]
     assert next(made[1].parameters()).is_cuda
     for a, b in zip(made[0].parameters(), made[1].parameters(), strict=True):
         assert torch.allclose(a, b.cpu(), rtol=1e-3, atol=1e-4)

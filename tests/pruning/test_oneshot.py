@@ -12,7 +12,7 @@ from hf_compress.architecture.anatomy import ffn_units
 from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.kept import nearest_legal
 from hf_compress.architecture.width import find_width_axes
-from hf_compress.errors import ArchitectureError, ConfigError
+from hf_compress.errors import ArchitectureError, ConfigError, DataError
 from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA, Seen
 from hf_compress.pruning.oneshot.repair import Regression
 from hf_compress.pruning.oneshot.taps import taps_of
@@ -238,7 +238,7 @@ def test_a_layer_that_does_nothing_goes_first(criterion):
 @pytest.mark.parametrize(
     ("options", "failure", "message"),
     [
-        ({"keep": {}}, ConfigError, "found nothing"),
+        ({"keep": {}}, ConfigError, "give sparsity, structure='N:M', or keep"),
         ({"keep": {"neurons": 0.5}}, ConfigError, "found \\['neurons'\\]"),
         ({"keep": {"ffn": 0.5}, "criterion": "fischer"}, ConfigError, "did you mean 'fisher'"),
         ({"keep": {"ffn": 0.5}, "layer_criterion": "los"}, ConfigError, "criterion of layers"),
@@ -256,7 +256,7 @@ def test_bad_input_is_refused(options, failure, message):
 
 
 def test_what_the_batches_lack_is_said():
-    with pytest.raises(ConfigError, match="batches is empty"):
+    with pytest.raises(DataError, match="batches is empty"):
         prune_units(build("bert"), [], keep={"ffn": 0.5})
     data = [{"input_ids": b["input_ids"]} for b in batches()]
     with pytest.raises(ConfigError, match="samples have no class"):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.errors import ConfigError, OutputExistsError
+from hf_compress.errors import ConfigError, OutputExistsError, TargetError
 from hf_compress.pruning.oneshot.blocks import WHOLE, Activations, Walk, find_blocks, in_order
 from hf_compress.pruning.oneshot.calibration import check_batches
 from hf_compress.pruning.oneshot.config import OneShotConfig
@@ -39,7 +39,7 @@ def prune_oneshot(
     """Prune a model without training, from what passes through it on some batches.
 
     Single weights (`sparsity`, N:M) become zero block by block, each block seeing what the pruned ones before it make;
-    whole units (`keep`) are removed. On several processes, each gives batches of its own and all get the same result.
+    whole units (`keep`) are removed. What stands outside of the blocks stays dense. On several processes, each gives batches of its own and all get the same result.
 
     Args:
         model: a transformers model; or a folder or Hub id, of which one block is in memory at a time (single weights).
@@ -120,10 +120,18 @@ def _fingerprint(batches: Sequence[Batch]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _by_block(places: Sequence[Place], blocks: Sequence[str]) -> dict[str, list[Place]]:
+def _by_block(places: Sequence[Place], blocks: Sequence[str], config: OneShotConfig) -> dict[str, list[Place]]:
+    """Return the matrices of each block; what stands outside of blocks (poolers, first convolutions) is left alone."""
     if list(blocks) == [WHOLE]:
         return {WHOLE: list(places)}
-    return {block: [p for p in places if p.name.startswith(f"{block}.")] for block in blocks}
+    found = {block: [p for p in places if p.name.startswith(f"{block}.")] for block in blocks}
+    outside = [p.name for p in places if not any(p in each for each in found.values())]
+    if outside and config.include:
+        raise TargetError(
+            f"include: {outside[0]} stands outside of the blocks ({blocks[0]} ...), whose weights alone can be pruned "
+            "without training; leave it out"
+        )
+    return found
 
 
 def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -132,8 +140,7 @@ def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]
     blocks = find_blocks(model, [place.name for place in places])
     with plain_experts(model):
         blocks = in_order(model, blocks, next(on_device(model, batches[:1])))
-        by_block = _by_block(places, blocks)
-        outside = [p.name for p in places if not any(p in each for each in by_block.values())]
+        by_block = _by_block(places, blocks, config)
         parameters = dict(model.named_parameters())
         device = next(model.parameters()).device
         with _room(config) as room:
@@ -145,7 +152,7 @@ def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]
             for position, block in enumerate(blocks):
                 pruner.prune(position)
                 _say(position, blocks, block)
-    return {**pruner.report, **({"left_dense": outside} if outside else {})}
+    return pruner.report
 
 
 @contextlib.contextmanager
@@ -171,7 +178,7 @@ def _stream(
     check_groups(places, config)
     blocks = find_blocks(streamed.skeleton, [p.name for p in places])
     refuse_whole(blocks, source)
-    by_block = _by_block(places, blocks)
+    by_block = _by_block(places, blocks, config)
     out = Output(output, {"source": source, **_description(config, batches, {})})
     streamed.open(blocks)
     with plain_experts(streamed.model), out.activations() as room:

@@ -34,7 +34,7 @@ def find_blocks(model: nn.Module, targets: Sequence[str]) -> list[str]:
         is_inside = any(path.startswith(f"{stack}.") for stack in stacks)
         if isinstance(module, nn.ModuleList) and len(module) > 1 and not is_inside:
             each = [any(name.startswith(f"{path}.{i}.") for name in targets) for i in range(len(module))]
-            if all(each):
+            if any(each):
                 stacks.append(path)
     blocks = [f"{stack}.{i}" for stack in stacks for i in range(len(model.get_submodule(stack)))]
     return blocks or [WHOLE]

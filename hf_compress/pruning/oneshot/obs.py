@@ -14,16 +14,15 @@ _INNER = 16
 
 
 def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the Hessian with part of the mean of its diagonal added to it, and 1 for inputs that are always zero.
+    """Return the Hessian with part of the mean of its diagonal added to it; the identity where all inputs were zero.
 
     Args:
         hessian: X^T X of the inputs, (inputs, inputs).
         damping: the part, above 0.
     """
     found = hessian.clone()
-    diagonal = found.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += damping * diagonal.mean()
+    mean = float(found.diagonal().mean())
+    found.diagonal().add_(damping * mean if mean > 0 else 1.0)
     return found
 
 
@@ -62,8 +61,6 @@ def sparsegpt(
     Source: Frantar and Alistarh 2023, "SparseGPT", algorithm 1.
     """
     weight = weight.clone()
-    dead = hessian.diagonal() == 0
-    weight[:, dead] = 0
     root = inverse_root(damped(hessian, damping))
     rows, columns = weight.shape
     if n_of_m:

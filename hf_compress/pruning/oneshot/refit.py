@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hf_compress.architecture.units import UnitGroup
 from hf_compress.pruning.oneshot.repair import Regression
@@ -26,9 +27,12 @@ def refit(
     Args:
         full: the model before.
         smaller: the model after, changed in place.
-        batches: inputs; what each matrix made of all units there is what it shall make of those that are left.
+        batches: inputs; the sum that each matrix adds to shall become what it was with all units, also where
+            matrices before it have changed it.
         kept: the groups of units that were cut.
         ridge: strength of the draw towards the weights of now, above 0.
+
+    Source: Kwon et al. 2022, section 4.3 (mask tuning), for whole matrices instead of one factor a unit.
     """
     readers = {tap.module: None for each in taps_of(full, list(kept)).values() for tap in each}
     names = {module: name for name, module in full.named_modules()}
@@ -38,7 +42,11 @@ def refit(
             weight = other.weight if isinstance(other, nn.Linear) else other.weight.T
             regression = Regression(weight.shape[1], weight.shape[0])
             for batch in on_device(full, batches):
-                made, given = _passed(full, module, batch)[1], _passed(smaller, other, batch)[0]
+                _, made, stream = _passed(full, module, batch)
+                given, _, other_stream = _passed(smaller, other, batch)
+                if stream is not None and other_stream is not None:
+                    # What it is added to has errors by now, which it can make good.
+                    made = made + (stream - other_stream)
                 valid = _valid(batch, made)
                 regression.add(given[valid], made[valid])
             new, bias = regression.solve(weight, other.bias, ridge)
@@ -58,21 +66,44 @@ class _Reached(Exception):
     """Ends a forward pass."""
 
 
-def _passed(model: nn.Module, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `module` is given and what it makes; the pass ends there."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+class _Adding(TorchFunctionMode):
+    """Ends a pass where what a module has made is added to something of the same shape, which is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: torch.Tensor | None = None
+        self.stream: torch.Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.made is not None and func in _ADD and len(args) > 1 and any(a is self.made for a in args[:2]):
+            other = args[1] if args[0] is self.made else args[0]
+            if isinstance(other, torch.Tensor) and other.shape == self.made.shape:
+                self.stream = other
+            raise _Reached
+        return func(*args, **(kwargs or {}))
+
+
+_ADD = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+
+
+def _passed(
+    model: nn.Module, module: nn.Module, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return what `module` is given, what it makes and what that is added to, if it is; the pass ends there."""
+    adding = _Adding()
+    found: list[torch.Tensor] = []
 
     def look(_: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        found.append((args[0], output))
-        raise _Reached
+        found.append(args[0])
+        adding.made = output
 
     handle = module.register_forward_hook(look)
     try:
-        with contextlib.suppress(_Reached):
+        with contextlib.suppress(_Reached), adding:
             model(**batch)
     finally:
         handle.remove()
-    return found[0]
+    return found[0], adding.made, adding.stream  # type: ignore[return-value]
 
 
 def _in_order(model: nn.Module, batch: Batch, modules: Sequence[nn.Module]) -> list[nn.Module]:

@@ -6,10 +6,13 @@ Level: state.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +58,23 @@ class StreamedModel:
         # On the meta device it costs nothing, and is what the parts are saved through.
         self.skeleton = probing.build(self.model_class, self.config)
         self.model: nn.Module = self.skeleton
+        self.folder = _local(source)
+        stored_keys(self.folder)
 
     def open(self, blocks: Sequence[str]) -> None:
         """Load everything but the blocks."""
         self.model = probing.build(self.model_class, self.config).eval()
-        self._take(self.source, blocks, inside=_META, outside=self.device)
+        self._take(self.folder, blocks, inside=_META, outside=self.device)
 
     def load(self, block: str, folder: Path | None = None) -> None:
         """Load a block, from another folder if one is given."""
-        self._take(str(folder or self.source), [block], inside=self.device, outside=_META)
+        self._take(folder or self.folder, [block], inside=self.device, outside=_META)
 
     def drop(self, block: str) -> None:
         """Give the memory of a block back."""
         self.model.set_submodule(block, self.model.get_submodule(block).to("meta"))
+        # Models hold references to themselves.
+        gc.collect()
 
     def parameters(self, block: str) -> dict[str, torch.Tensor]:
         """Return the parameters of a block, by full name."""
@@ -84,17 +91,73 @@ class StreamedModel:
         with probing.quiet():
             self.skeleton.save_pretrained(folder, state_dict=state, max_shard_size="1000GB")
 
-    def _take(self, source: str, blocks: Sequence[str], inside: torch.device, outside: torch.device) -> None:
+    def _take(self, folder: Path, blocks: Sequence[str], inside: torch.device, outside: torch.device) -> None:
         """Take from a saved model what is not on the meta device, with whatever transformers converts in loading."""
         device_map = _device_map(self.skeleton, "", set(blocks), inside, outside)
-        with probing.quiet():
-            part = self.model_class.from_pretrained(
-                source, device_map=device_map, dtype="auto", trust_remote_code=False
-            )
+        patterns = [_as_stored(block) for block in blocks]
+        keys = stored_keys(folder)
+        chosen = {k: f for k, f in keys.items() if any(p.search(k) for p in patterns) == (inside.type != "meta")}
+        # Where names in files differ from those in the model, all are given; those on the meta device cost nothing.
+        for each in (chosen, keys):
+            with probing.quiet(), warnings.catch_warnings():
+                # accelerate wonders at names of parameters in the map.
+                warnings.simplefilter("ignore", UserWarning)
+                part, info = self.model_class.from_pretrained(
+                    None, config=self.config, state_dict=_read(each), device_map=device_map, dtype="auto",
+                    output_loading_info=True,
+                )  # fmt: skip
+            lacking = [n for n in info["missing_keys"] if (_is_in(n, blocks) == (inside.type != "meta"))]
+            if not lacking:
+                break
         for path, module in part.named_modules():
             own = self.model.get_submodule(path)
             for mine, given in ((own._parameters, module._parameters), (own._buffers, module._buffers)):
                 mine.update({n: t for n, t in given.items() if t is not None and t.device.type != "meta"})
+                given.clear()
+
+
+def _local(source: str) -> Path:
+    """Return the folder of a saved model, downloaded if it is an id."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _as_stored(block: str) -> re.Pattern[str]:
+    """Return what finds the keys of a block in a file: whatever comes before, the stack and the number stay."""
+    stack, number = block.split(".")[-2:]
+    return re.compile(rf"(^|\.){re.escape(stack)}\.{number}\.")
+
+
+def stored_keys(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor of a saved model.
+
+    Raises:
+        ArchitectureError: if it has no safetensors.
+    """
+    from safetensors import safe_open
+
+    index = folder / _INDEX
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {key: folder / file for key, file in weight_map.items()}
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise ArchitectureError(f"expected model.safetensors or {_INDEX} in {folder}, found neither")
+    with safe_open(file, "pt") as opened:
+        return dict.fromkeys(opened.keys(), file)
+
+
+def _read(keys: Mapping[str, Path]) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(set(keys.values())):
+        with safe_open(file, "pt") as opened:
+            found.update({key: opened.get_tensor(key) for key, place in keys.items() if place == file})
+    return found
 
 
 def _device_map(
