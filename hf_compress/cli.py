@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress import __version__
+from hf_compress.cli_prune import add_prune, add_shrink
 from hf_compress.errors import HfCompressError
 
 
@@ -40,7 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf_compress {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_run, _add_inspect, _add_quantize, _add_measure, _add_compare, _add_card, _add_push):
+    for add in (_add_run, _add_inspect):
+        add(verbs)
+    for add_smaller in (add_shrink, add_prune):
+        add_smaller(verbs, _verb)
+    for add in (_add_quantize, _add_measure, _add_compare, _add_card, _add_push):
         add(verbs)
     return parser
 
@@ -57,7 +62,7 @@ def _print(result: Any, as_json: bool, text: str | None = None) -> None:
 
 def _add_run(verbs: Any) -> None:
     parser = _verb(verbs, "run", "run a recipe, or go on with one that was interrupted", _run)
-    parser.add_argument("recipe", help="a YAML file, or the name of a built-in recipe (digits)")
+    parser.add_argument("recipe", help="a YAML file, or the name of a built-in recipe (digits, language-model)")
     parser.add_argument("--output-dir", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",

@@ -3,8 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import language
 import pytest
 import tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_compress.cli import main
 
@@ -36,9 +38,38 @@ def test_inspect_quantize_measure_compare_card_and_push_in_a_row(model, tmp_path
     assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_prune_and_shrink_make_plain_folders(tmp_path, capsys):
+    source, text = language.save_model(tmp_path / "model"), tmp_path / "my.txt"
+    text.write_text(language.text())
+    (tmp_path / "few.txt").write_text("the cat sees")
+    sizes = ["--text", str(text), "--samples", "8", "--length", "16"]
+    made = {
+        "half": ["prune", "--sparsity", "0.5", *sizes],
+        "pairs": ["prune", "--structure", "2:4", "--criterion", "wanda", *sizes],
+        "narrow": ["prune", "--keep", "ffn=0.5", "layers=2", *sizes],
+        "small": ["shrink", "--keep", "ffn=24", "--vocabulary", str(tmp_path / "few.txt")],
+    }
+    for name, (verb, *options) in made.items():
+        assert main([verb, str(source), str(tmp_path / name), *options]) == 0, name
+    models = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in made}
+    assert all(AutoTokenizer.from_pretrained(tmp_path / name)("the cat")["input_ids"] for name in made)
+    for name in ("half", "pairs"):
+        assert float((models[name].model.layers[0].mlp.up_proj.weight == 0).double().mean()) == 0.5
+    assert (models["narrow"].config.intermediate_size, models["narrow"].config.num_hidden_layers) == (24, 2)
+    assert models["small"].config.intermediate_size == 24
+    assert models["small"].config.vocab_size < models["half"].config.vocab_size
+    settings = json.loads((tmp_path / "half" / "oneshot.json").read_text())["calibration"]
+    assert (settings["samples"], settings["length"], settings["seed"], settings["tokens"]) == (8, 16, 0, 128)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["prune", "DIR/nowhere", "DIR/out", "--text", "DIR/no.txt", "--sparsity", "0.5"], "expected a text file"),
+        (["prune", "DIR/nowhere", "DIR/out", "--text", "x"], "give sparsity"),
+        (["prune", "DIR/nowhere", "DIR/out", "--text", "x", "--keep", "ffn"], "expected UNIT=AMOUNT"),
+        (["shrink", "DIR/nowhere", "DIR/out", "--keep", "neurons=3"], "expected ffn, heads"),
+        (["shrink", "DIR/nowhere", "DIR/out", "--keep", "ffn=half"], "a number or a fraction"),
         (["run", "digit"], "did you mean 'digits'"),
         (["run", "digits", "--set", "sed=1", "--output-dir", "DIR/run"], "did you mean 'seed'"),
         (["quantize", "DIR/nowhere", "DIR/out"], "there is no model folder"),

@@ -22,11 +22,13 @@ MATHS = {
     "distillation/formula.py", "distillation/reduce.py",
     "distillation/features.py", "distillation/layer_map.py",
     "pruning/schedules.py", "pruning/criteria.py",
-    "pruning/select.py", "pruning/criterion.py", "pruning/allocation.py", "pruning/units.py",
+    "pruning/select.py", "pruning/oneshot/scores.py", "pruning/oneshot/obs.py", "pruning/oneshot/repair.py",
+    "pruning/oneshot/importance.py", "pruning/criterion.py", "pruning/allocation.py", "pruning/units.py",
 }  # fmt: skip
 GLUE = {i for i in IDS if i.startswith("training/")} | {"pruning/callback.py"}
 OUTSIDE = {i for i in IDS if i.startswith("recipes/") and not i.endswith("config.py")} | {
-    "cli.py", "__main__.py", "report/plots.py", "report/training_plots.py", "report/compare.py", "hub/push.py",
+    "cli.py", "cli_prune.py", "__main__.py", "report/plots.py", "report/training_plots.py", "report/compare.py",
+    "hub/push.py",
 }  # fmt: skip
 STATE = set(IDS) - BASE - MATHS - GLUE - OUTSIDE - {i for i in IDS if i.endswith("__init__.py")}
 METHODS = ("distillation", "pruning", "quantization")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -146,6 +147,9 @@ def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
         found["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if k[0] != "_"}
         plain = (n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
         found["left_alone"] = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in plain})
+    if (folder / "oneshot.json").is_file():
+        oneshot = json.loads((folder / "oneshot.json").read_text(encoding="utf-8"))
+        found["oneshot"] = {**oneshot["config"], "calibration": oneshot["calibration"]}
     return found
 
 

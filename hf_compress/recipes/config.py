@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_compress.config import CompressionConfig
 from hf_compress.options import Options
+from hf_compress.pruning.oneshot.config import OneShotConfig
 from hf_compress.quantization.config import QuantizationConfig
 
 # Names of what a run writes beside its stages.
@@ -22,14 +23,14 @@ RESERVED = ("records", "state", "work")
 class TaskConfig(Options):
     """The data and how it becomes model inputs."""
 
-    type: str = field(metadata={"help": "text-classification or image-classification"})
+    type: str = field(metadata={"help": "text-classification, image-classification or causal-language-modeling"})
     dataset: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a dataset, or 'digits' (scikit-learn's, no download)"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration name of the Hub dataset"})
     revision: str | None = field(default=None, metadata={"help": "revision of the Hub dataset"})
     files: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "parquet, csv or json files by split, instead of a dataset"}
+        default_factory=dict, metadata={"help": "parquet, csv, json or txt files by split, instead of a dataset"}
     )
     splits: Mapping[str, Any] = field(
         default_factory=dict,
@@ -38,7 +39,9 @@ class TaskConfig(Options):
     text_columns: tuple[str, ...] = field(default=(), metadata={"help": "one column of text, or two for pairs"})
     image_column: str = field(default="image", metadata={"help": "column that holds the images"})
     label_column: str = field(default="label", metadata={"help": "column that holds the class"})
-    max_length: int = field(default=128, metadata={"help": "longest text, in tokens"})
+    max_length: int = field(
+        default=128, metadata={"help": "longest text, in tokens; of language models the length of their rows"}
+    )
     max_samples: int | None = field(default=None, metadata={"help": "use at most so many samples of each split"})
 
     def problems(self) -> Iterator[str]:
@@ -71,14 +74,13 @@ class StageConfig(Options):
     compression: CompressionConfig | None = field(default=None, metadata={"help": "train: distillation and pruning"})
     arguments: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "train: TrainingArguments"})
     layers: int | tuple[int, ...] | None = field(
-        default=None,
-        metadata={"help": "shrink: number of layers to keep, evenly spread, or their indices; oneshot: their number"},
+        default=None, metadata={"help": "shrink: number of layers to keep, evenly spread, or their indices"}
     )
     ffn: int | float | None = field(
-        default=None, metadata={"help": "shrink, oneshot: FFN width to keep, or the fraction (below 1)"}
+        default=None, metadata={"help": "shrink: FFN width to keep, or the fraction (below 1)"}
     )
     heads: int | float | None = field(
-        default=None, metadata={"help": "shrink, oneshot: key-value heads to keep, or the fraction (below 1)"}
+        default=None, metadata={"help": "shrink: key-value heads to keep, or the fraction (below 1)"}
     )
     hidden: int | float | None = field(
         default=None,
@@ -87,17 +89,9 @@ class StageConfig(Options):
     filters: float | None = field(
         default=None, metadata={"help": "shrink: fraction of the channels of each stage to keep (below 1)"}
     )
-    criterion: str | None = field(
-        default=None, metadata={"help": "oneshot: score of units: fisher (default), taylor, activation, wanda, ..."}
-    )
-    rounds: int | None = field(
-        default=None, metadata={"help": "oneshot: steps in which units go, at least 1; default 1"}
-    )
-    repair: float | None = field(
-        default=None, metadata={"help": "oneshot: ridge of the fit afterwards, above 0; default 0.01"}
-    )
+    oneshot: OneShotConfig | None = field(default=None, metadata={"help": "oneshot: what goes without training"})
     samples: int | None = field(
-        default=None, metadata={"help": "oneshot: training samples that units are measured on; default 1024"}
+        default=None, metadata={"help": "oneshot: training samples that are looked at; default 1024"}
     )
     quantization: QuantizationConfig | None = field(default=None, metadata={"help": "quantize: scheme and options"})
 

@@ -17,7 +17,7 @@ from hf_compress.imports import require
 from hf_compress.recipes.config import TaskConfig
 
 SPLITS = ("train", "validation", "test")
-_LOADERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_LOADERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 # The split must not depend on the seed of a run, or runs with other seeds would be tested on training data.
 _SPLIT_SEED = 0
 # Up to here all images are decoded once and kept; beyond, each is decoded when it is asked for.
@@ -45,7 +45,7 @@ def load_splits(task: TaskConfig) -> Splits:
     Raises:
         DataError: if a split, file or column is missing or empty, or labels are not class ids.
     """
-    loaded = _digits() if task.dataset == "digits" else _load(task)
+    loaded = _digits() if task.dataset == "digits" else load_raw(task)
     splits = _assign(loaded, task)
     for name, rows in splits.items():
         if len(rows) == 0:
@@ -81,7 +81,12 @@ def _digits() -> Any:
     return DatasetDict(train=second["train"], validation=second["test"], test=first["test"])
 
 
-def _load(task: TaskConfig) -> Any:
+def load_raw(task: TaskConfig) -> Any:
+    """Return the splits of a dataset or of files, as they are.
+
+    Raises:
+        DataError: if it is not found or cannot be loaded.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 

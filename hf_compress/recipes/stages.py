@@ -84,10 +84,8 @@ def check_stages(recipe: RecipeConfig) -> None:
                 problems.append(f"stage {stage.name!r}: {stage.kind} does not take {', '.join(sorted(misplaced))}")
             if stage.kind == "train":
                 _check_training(stage)
-            if stage.kind == "oneshot" and stage.criterion is not None:
-                from hf_compress.pruning.oneshot.units import check_criterion
-
-                check_criterion(stage.criterion)
+            if stage.kind == "oneshot":
+                _check_oneshot(stage)
         except (ConfigError, RecipeError) as error:
             problems.append(f"stage {stage.name!r}: {error}")
         later = [s.name for s in recipe.stages if s.name not in earlier]
@@ -99,6 +97,16 @@ def check_stages(recipe: RecipeConfig) -> None:
         earlier.append(stage.name)
     if problems:
         raise RecipeError("; ".join(problems))
+
+
+def _check_oneshot(stage: StageConfig) -> None:
+    from hf_compress.pruning.oneshot.api import check_config
+
+    if stage.oneshot is None:
+        raise RecipeError("oneshot is missing: say what goes, e.g. oneshot: {sparsity: 0.5}")
+    if stage.oneshot.layout == "per_layer":
+        raise RecipeError("layout per_layer makes a model that only its own file loads; use it from Python")
+    check_config(stage.oneshot)
 
 
 def _check_training(stage: StageConfig) -> None:
@@ -130,7 +138,6 @@ def train(context: StageContext) -> Mapping[str, Any]:
     from transformers.trainer_callback import PrinterCallback
 
     from hf_compress.recipes.progress import ProgressLines, say
-    from hf_compress.recipes.tasks import accuracy
     from hf_compress.training.checkpoint import last_complete_checkpoint
     from hf_compress.training.publish import check_saved_zeros
     from hf_compress.training.restore import RestoreWeights
@@ -146,7 +153,7 @@ def train(context: StageContext) -> Mapping[str, Any]:
         train_dataset=task.rows["train"],
         eval_dataset=task.rows.get("validation"),
         processing_class=task.processing_class,
-        compute_metrics=accuracy,
+        compute_metrics=task.trainer_metrics,
         compression=stage.compression,
         teacher=None if stage.teacher is None else context.resolve(stage.teacher),
     )
@@ -244,9 +251,9 @@ def shrink(context: StageContext) -> Mapping[str, Any]:
     return {"shrink": _given(amounts)}
 
 
-@stage_kind("oneshot", "layers", "ffn", "heads", "criterion", "rounds", "repair", "samples")
+@stage_kind("oneshot", "oneshot", "samples")
 def oneshot(context: StageContext) -> Mapping[str, Any]:
-    """Remove layers, FFN units and heads without training, chosen and made good on training samples."""
+    """Prune weights, or remove units, without training, chosen and made good on training samples."""
     import torch
 
     from hf_compress.measurement.load import load_model
@@ -254,19 +261,17 @@ def oneshot(context: StageContext) -> Mapping[str, Any]:
     from hf_compress.pruning.oneshot.config import OneShotConfig
 
     stage, rows = context.stage, context.task.rows["train"]
-    keep = _given({"layers": stage.layers, "ffn": stage.ffn, "heads": stage.heads})
-    options = _given({"criterion": stage.criterion, "rounds": stage.rounds, "repair": stage.repair})
-    generator = torch.Generator().manual_seed(0)
+    config = stage.oneshot or OneShotConfig()
+    generator = torch.Generator().manual_seed(context.recipe.seed)
     chosen = torch.randperm(len(rows), generator=generator)[: stage.samples or _SAMPLES].tolist()
     batches = [
         dict(context.task.collator([rows[i] for i in chosen[first : first + _BATCH]]))
         for first in range(0, len(chosen), _BATCH)
     ]
-    config = OneShotConfig(keep=keep, **options)
     model = prune_oneshot(load_model(context.resolve(str(stage.source))), config, batches)
     model.save_pretrained(context.output)
     context.task.processing_class.save_pretrained(context.output)
-    return {"oneshot": {"keep": keep, **options, "samples": len(chosen)}}
+    return {"oneshot": {**config.to_dict(defaults=False), "samples": len(chosen)}}
 
 
 @stage_kind("quantize", "quantization")

@@ -15,9 +15,15 @@ from torch import nn
 from hf_compress.errors import DataError, did_you_mean
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.data import ImageRows, Splits, load_splits
+from hf_compress.recipes.texts import load_texts, packed_rows, tokenize
 from hf_compress.registry import Registry
 
 _EVALUATION_BATCH = 64
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """`compute_metrics` of the Trainer."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 @dataclass
@@ -33,6 +39,8 @@ class Task:
         processing_class: tokenizer or image processor, saved beside each model.
         source: dataset id, revision and split of the test rows.
         arguments: training arguments that suit the data.
+        quality: metrics of a model on a split; None: the accuracy.
+        trainer_metrics: `compute_metrics` of the Trainer; None: it reports the loss only.
     """
 
     auto_class: str
@@ -43,6 +51,8 @@ class Task:
     processing_class: Any
     source: Mapping[str, Any]
     arguments: Mapping[str, Any]
+    quality: Callable[[nn.Module, str], dict[str, float]] | None = None
+    trainer_metrics: Callable[[Any], dict[str, float]] | None = accuracy
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -50,7 +60,9 @@ class Task:
         return {**self.source, "samples": len(self.rows["test"])}
 
     def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
-        """Return the accuracy (0-1) of `model` on a split."""
+        """Return the metrics of `model` on a split, by default its accuracy (0-1)."""
+        if self.quality is not None:
+            return self.quality(model, split)
         device = next(model.parameters()).device
         loader = torch.utils.data.DataLoader(self.rows[split], _EVALUATION_BATCH, collate_fn=self.collator)
         right = torch.zeros((), dtype=torch.long)
@@ -61,11 +73,6 @@ class Task:
                 logits = model(**{k: v.to(device) for k, v in batch.items()}).logits
                 right += (logits.argmax(-1).cpu() == labels).sum()
         return {"accuracy": int(right) / len(self.rows[split])}
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    """`compute_metrics` of the Trainer."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 TASKS: Registry[Callable[[TaskConfig, str | None], Task]] = Registry("task")
@@ -140,6 +147,40 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
         processing_class=tokenizer,
         source=splits.source,
         arguments={"train_sampling_strategy": "group_by_length"},
+    )
+
+
+@TASKS.register("causal-language-modeling")
+def causal_language_modeling(config: TaskConfig, processor_source: str | None) -> Task:
+    """The next token of text; texts are joined and cut into rows of `max_length` tokens."""
+    from transformers import AutoTokenizer, default_data_collator
+
+    from hf_compress.measurement.perplexity import perplexity
+
+    if processor_source is None:
+        raise DataError(
+            "causal-language-modeling needs a tokenizer: let the first stage start from a Hub id or a folder"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(processor_source, trust_remote_code=False)
+    splits = load_texts(config)
+    tokens = {name: tokenize(part, tokenizer) for name, part in splits.rows.items()}
+    rows = {name: packed_rows(ids, config.max_length, name) for name, ids in tokens.items()}
+
+    def quality(model: nn.Module, split: str) -> dict[str, float]:
+        found = perplexity(model, tokens[split], length=config.max_length)
+        return {"perplexity": found["perplexity"], "loss": found["loss"]}
+
+    return Task(
+        auto_class="AutoModelForCausalLM",
+        pipeline_tag="text-generation",
+        rows=rows,
+        labels=(),
+        collator=default_data_collator,
+        processing_class=tokenizer,
+        source={**splits.source, "context": config.max_length, "tokens": len(tokens["test"])},
+        arguments={"prediction_loss_only": True},
+        quality=quality,
+        trainer_metrics=None,
     )
 
 

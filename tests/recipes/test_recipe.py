@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import language
 import pytest
+import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_compress import run_recipe
 from hf_compress.errors import ConfigError, DataError, OutputExistsError, RecipeError
@@ -183,7 +185,8 @@ def change(data, key, value):
 
 
 def test_units_go_without_training_as_a_stage(reviews, tmp_path):
-    oneshot = {"kind": "oneshot", "source": "teacher", "layers": 2, "ffn": 0.5, "criterion": "taylor", "samples": 48}
+    how = {"keep": {"layers": 2, "ffn": 0.5}, "criterion": "taylor"}
+    oneshot = {"kind": "oneshot", "source": "teacher", "oneshot": how, "samples": 48}
     reviews["stages"] = [reviews["stages"][0], {"name": "cut", **oneshot}]
     reviews["measure"]["models"] = ["teacher", "cut"]
     run = run_recipe(reviews, tmp_path / "run")
@@ -193,6 +196,30 @@ def test_units_go_without_training_as_a_stage(reviews, tmp_path):
     assert 2 * model.config.intermediate_size == full.config.intermediate_size
     record = next(r for r in load_records(run / "records") if r.model == "cut")
     assert record.method["cut"]["oneshot"]["samples"] == 48
+
+
+def test_the_built_in_language_model_is_pruned_and_healed_on_a_text_file(tmp_path):
+    (tmp_path / "my.txt").write_text(language.text())
+    steps = ["max_steps=30", "learning_rate=0.005"]
+    overrides = [
+        f"task.files.train={tmp_path / 'my.txt'}",
+        "task.max_length=16",
+        f"stages.dense.source={language.save_model(tmp_path / 'model')}",
+        *(f"stages.{name}.arguments.{each}" for name in ("dense", "healed") for each in steps),
+        "stages.pruned.oneshot.sparsity=0.6",
+    ]
+    run = run_recipe("language-model", tmp_path / "run", overrides=overrides)
+    found = {r.model: r for r in load_records(run / "records")}
+    quality = {name: r.get("perplexity").value for name, r in found.items()}
+    assert quality["dense"] < quality["pruned"]
+    assert quality["healed"] < quality["pruned"]
+    healed, pruned = (AutoModelForCausalLM.from_pretrained(run / name) for name in ("healed", "pruned"))
+    for name, weight in pruned.named_parameters():
+        if "proj" in name:
+            assert torch.equal(weight == 0, healed.get_parameter(name) == 0), name
+            assert float((weight == 0).double().mean()) == pytest.approx(0.6, abs=0.01)
+    assert found["healed"].dataset["context"] == 16
+    assert "sparsegpt" in (run / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +235,7 @@ def test_units_go_without_training_as_a_stage(reviews, tmp_path):
         (["stages", 2, "teacher"], None, RecipeError, "go together"),
         (["stages", 2, "compression", "pruning", "criterion"], "magic", RecipeError, "unknown criterion 'magic'"),
         (["task", "type"], "poetry", ConfigError, "unknown task 'poetry'"),
-        (["task", "files"], {"train": "a.txt"}, DataError, "must all end in one of"),
+        (["task", "files"], {"train": "a.xml"}, DataError, "must all end in one of"),
         (["task", "files"], {"train": "gone.csv", "test": "gone.csv"}, DataError, "there is no file gone.csv"),
         (["task", "text_columns"], ["sentense"], DataError, "did you mean 'sentence'"),
         (["task", "label_column"], "lable", DataError, "no column 'lable' .did you mean 'label'"),

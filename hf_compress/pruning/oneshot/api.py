@@ -38,8 +38,9 @@ def prune_oneshot(
 ) -> Any:
     """Prune a model without training, from what passes through it on some batches.
 
-    Single weights (`sparsity`, N:M) become zero block by block, each block seeing what the pruned ones before it make;
-    whole units (`keep`) are removed. What stands outside of the blocks stays dense. On several processes, each gives batches of its own and all get the same result.
+    Single weights (`sparsity`, N:M) become zero block by block, each block seeing what the pruned ones before it make,
+    and what stands outside of the blocks stays dense; whole units (`keep`) are removed. On several processes, each
+    gives batches of its own and all get the same result.
 
     Args:
         model: a transformers model; or a folder or Hub id, of which one block is in memory at a time (single weights).
@@ -65,7 +66,7 @@ def prune_oneshot(
     """
     if not isinstance(config, OneShotConfig):
         raise ConfigError(f"config: expected a OneShotConfig, found {type(config).__name__}")
-    check_units(config) if config.keep else criterion_of(config)
+    check_config(config)
     if isinstance(model, (str, os.PathLike)):
         if config.keep:
             raise ConfigError("units are removed from a loaded model: load it and pass it")
@@ -81,6 +82,18 @@ def prune_oneshot(
     if output is not None:
         _save(model, output, _description(config, calibration, report))
     return model
+
+
+def check_config(config: OneShotConfig) -> None:
+    """Make sure that there are such criteria.
+
+    Raises:
+        ConfigError: listing what exists.
+    """
+    if config.keep:
+        check_units(config)
+    else:
+        criterion_of(config)
 
 
 def _refuse_existing(output: Any) -> None:
@@ -105,7 +118,12 @@ def _description(config: OneShotConfig, batches: Sequence[Batch], report: Mappin
     rows = sum(len(next(iter(batch.values()))) for batch in batches)
     return {
         "config": config.to_dict(defaults=False),
-        "calibration": {"samples": rows, "shape": list(first.shape[1:]), "fingerprint": _fingerprint(batches)},
+        "calibration": {
+            "samples": rows,
+            "shape": list(first.shape[1:]),
+            **getattr(batches, "settings", {}),
+            "fingerprint": _fingerprint(batches),
+        },
         "matrices": dict(report),
     }
 
@@ -174,12 +192,13 @@ def _stream(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     streamed = StreamedModel(source, place)
     batches = check_batches(calibration, streamed.skeleton)
+    description = _description(config, calibration, {})
     places = find_places(streamed.skeleton, config.include, config.exclude)
     check_groups(places, config)
     blocks = find_blocks(streamed.skeleton, [p.name for p in places])
     refuse_whole(blocks, source)
     by_block = _by_block(places, blocks, config)
-    out = Output(output, {"source": source, **_description(config, batches, {})})
+    out = Output(output, {"source": source, **description})
     streamed.open(blocks)
     with plain_experts(streamed.model), out.activations() as room:
         walk = Walk(
@@ -206,7 +225,7 @@ def _stream(
                 _say(position, blocks, block)
             streamed.drop(block)
     streamed.save(blocks, out.block(None))
-    out.finish(len(blocks), _description(config, batches, pruner.report))
+    out.finish(len(blocks), {**description, "matrices": pruner.report})
     return Path(output)
 
 

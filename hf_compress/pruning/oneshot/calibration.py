@@ -15,6 +15,19 @@ from hf_compress.errors import DataError
 from hf_compress.pruning.oneshot.taps import Batch
 
 
+class Calibration(list[dict[str, torch.Tensor]]):
+    """Batches, and how they were made.
+
+    Args:
+        batches: the batches.
+        settings: seed, length and the like, as plain data.
+    """
+
+    def __init__(self, batches: Iterable[dict[str, torch.Tensor]], settings: Mapping[str, Any]) -> None:
+        super().__init__(batches)
+        self.settings = dict(settings)
+
+
 def calibration_batches(
     data: Any,
     tokenizer: Any = None,
@@ -24,7 +37,7 @@ def calibration_batches(
     seed: int = 0,
     batch_size: int = 8,
     column: str = "text",
-) -> list[dict[str, torch.Tensor]]:
+) -> Calibration:
     """Return rows of tokens, drawn at random from texts that are joined and cut into pieces of one length.
 
     Args:
@@ -37,7 +50,8 @@ def calibration_batches(
         column: of the texts.
 
     Returns:
-        Batches of `input_ids` and `attention_mask`, int64, (batch_size, length).
+        A list of batches of `input_ids` and `attention_mask`, int64, (batch_size, length); its `settings` say how it
+        was made, and are kept beside what is pruned on it.
 
     Raises:
         DataError: if there is no text, or not enough for one row.
@@ -52,7 +66,8 @@ def calibration_batches(
         )
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
     picked = rows[chosen]
-    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in picked.split(batch_size)]
+    made = ({"input_ids": part, "attention_mask": torch.ones_like(part)} for part in picked.split(batch_size))
+    return Calibration(made, {"length": length, "seed": seed, "tokens": picked.numel()})
 
 
 def _tokens(data: Any, tokenizer: Any, column: str, enough: tuple[int, int]) -> Iterable[int]:

@@ -103,7 +103,7 @@ def _passed(
             model(**batch)
     finally:
         handle.remove()
-    return found[0], adding.made, adding.stream  # type: ignore[return-value]
+    return found[0], adding.made, adding.stream
 
 
 def _in_order(model: nn.Module, batch: Batch, modules: Sequence[nn.Module]) -> list[nn.Module]:

@@ -1,0 +1,75 @@
+"""Text of a recipe for language models: three splits, tokens, rows of one length.
+
+Level: outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_compress.errors import DataError, did_you_mean
+from hf_compress.recipes.config import TaskConfig
+from hf_compress.recipes.data import SPLITS, Splits, load_raw
+
+_CHUNK = 1000
+
+
+def load_texts(task: TaskConfig) -> Splits:
+    """Load the texts of `task`; where there is no test split, the last tenth of the text is it, and so for validation.
+
+    Raises:
+        DataError: if a split or column is missing or empty.
+    """
+    loaded = load_raw(task)
+    if task.splits.get("train", "train") not in loaded:
+        raise DataError(f"the dataset has no split {task.splits.get('train', 'train')!r}; it has {', '.join(loaded)}")
+    column = (task.text_columns or ("text",))[0]
+    rows: dict[str, Any] = {}
+    for name in SPLITS:
+        chosen = task.splits.get(name, name)
+        if chosen not in loaded:
+            continue
+        names = loaded[chosen].column_names
+        if column not in names:
+            raise DataError(
+                f"the {name} split has no column {column!r}{did_you_mean(column, names)}; it has {', '.join(names)}. "
+                "Name the right one in task.text_columns"
+            )
+        # A file of lines lost its line ends in loading.
+        is_lines = any(str(f).endswith(".txt") for f in task.files.values())
+        rows[name] = [f"{text}\n" if is_lines else text for text in loaded[chosen][column]]
+    for name in ("test", "validation"):
+        if name not in rows:
+            cut = len(rows["train"]) - max(1, len(rows["train"]) // 10)
+            rows["train"], rows[name] = rows["train"][:cut], rows["train"][cut:]
+    if task.max_samples is not None:
+        rows = {name: texts[: task.max_samples] for name, texts in rows.items()}
+    source = {"id": task.dataset or "local files", "revision": task.revision, "split": task.splits.get("test", "test")}
+    return Splits(rows, (), source)
+
+
+def tokenize(texts: list[str], tokenizer: Any) -> torch.Tensor:
+    """Return the tokens of all texts, one after the other."""
+    found: list[int] = []
+    for first in range(0, len(texts), _CHUNK):
+        for ids in tokenizer(texts[first : first + _CHUNK], add_special_tokens=False)["input_ids"]:
+            found += ids
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def packed_rows(tokens: torch.Tensor, length: int, name: str) -> Any:
+    """Return rows of `length` tokens, whose labels are themselves; what is left over at the end is dropped.
+
+    Raises:
+        DataError: if there are not enough tokens for one row.
+    """
+    from datasets import Dataset
+
+    if len(tokens) < length:
+        raise DataError(
+            f"the {name} split has {len(tokens)} tokens; expected at least {length}, one row of max_length"
+        )
+    rows = tokens[: len(tokens) // length * length].view(-1, length).numpy()
+    return Dataset.from_dict({"input_ids": list(rows), "labels": list(rows)}).with_format("torch")
