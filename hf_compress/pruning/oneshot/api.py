@@ -162,7 +162,7 @@ def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]
         parameters = dict(model.named_parameters())
         device = next(model.parameters()).device
         with _room(config) as room:
-            walk = Walk(model, blocks, batches, device, Activations(room))
+            walk = Walk(model, blocks, _joined(batches, places, config), device, Activations(room))
             pruner = BlockPruner(walk, by_block, config, lambda _: parameters, adder())
             if config.scope in ("owl", "sensitivity"):
                 for position in range(len(blocks)):
@@ -171,6 +171,17 @@ def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]
                 pruner.prune(position)
                 _say(position, blocks, block)
     return pruner.report
+
+
+def _joined(batches: Sequence[Batch], places: Sequence[Place], config: OneShotConfig) -> Sequence[Batch]:
+    """Return all batches as one, if they are of one shape and what a block makes of them is not too much at once."""
+    shapes = {tuple((name, values.shape[1:]) for name, values in batch.items()) for batch in batches}
+    positions = sum(next(iter(batch.values())).numel() for batch in batches)
+    # The widest matrix's inputs and outputs, and as much again around them.
+    size = 4 * 4 * positions * max(max(place.rows_columns) for place in places)
+    if len(shapes) != 1 or size > config.joint_gb * 1e9:
+        return batches
+    return [{name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}]
 
 
 @contextlib.contextmanager
@@ -201,9 +212,8 @@ def _stream(
     out = Output(output, {"source": source, **description})
     streamed.open(blocks)
     with plain_experts(streamed.model), out.activations() as room:
-        walk = Walk(
-            streamed.model, blocks, batches, place, Activations(room if config.activations == "disk" else None)
-        )
+        kept = Activations(room if config.activations == "disk" else None)
+        walk = Walk(streamed.model, blocks, _joined(batches, places, config), place, kept)
         pruner = BlockPruner(walk, by_block, config, streamed.parameters, adder())
         pruner.needs, pruner.report = out.state["needs"], out.state["report"]
         if config.scope in ("owl", "sensitivity") and len(pruner.needs) < len(blocks):

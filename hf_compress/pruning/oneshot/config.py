@@ -76,6 +76,13 @@ class OneShotConfig(Options):
     activations: str = field(
         default="memory", metadata={"help": "where what passes between blocks is kept: memory or disk"}
     )
+    joint_gb: float = field(
+        default=1.0,
+        metadata={
+            "help": "GB of activations, at least 0, up to which all batches pass through a block as one: one pass "
+            "instead of two, in which each matrix sees what the pruned ones before it in the block make"
+        },
+    )
     keep: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={"help": "units: how many of ffn, heads, hidden, filters, layers stay, or the fraction below 1"},
@@ -124,6 +131,8 @@ class OneShotConfig(Options):
             yield f"block_size must be at least 1, found {self.block_size}"
         if self.refine < 0:
             yield f"refine must be at least 0, found {self.refine}"
+        if not self.joint_gb >= 0:
+            yield f"joint_gb must be at least 0, found {self.joint_gb}"
         if self.activations not in ("memory", "disk"):
             yield f"activations must be memory or disk, found {self.activations!r}"
 

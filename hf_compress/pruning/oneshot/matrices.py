@@ -5,7 +5,7 @@ Level: state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,10 +118,12 @@ class Seen:
     Args:
         total: X^T X, (inputs, inputs), or only its diagonal, (inputs,); None before anything was seen.
         samples: number of positions.
+        is_summed: whether the sums of all processes are in it.
     """
 
     total: torch.Tensor | None = None
     samples: int = 0
+    is_summed: bool = False
 
     def add(self, given: torch.Tensor, is_whole: bool) -> None:
         """Add rows of inputs, (samples, inputs)."""
@@ -150,12 +152,15 @@ class Looking(TorchFunctionMode):
         parameters: name -> parameter, with its values.
         places: the matrices.
         is_whole: keep X^T X; False: only its diagonal.
+        mask: which positions of the batch count; None: all.
+        on_seen: called with a matrix and its sums before it is multiplied for the first time, and free to change it.
     """
 
     parameters: Mapping[str, torch.Tensor]
     places: Sequence[Place]
     is_whole: bool
     mask: torch.Tensor | None = None
+    on_seen: Callable[[Place, Seen], None] | None = None
     seen: dict[Place, Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,6 +186,13 @@ class Looking(TorchFunctionMode):
         place = self._by_weight.get(_key(weight)) if isinstance(weight, torch.Tensor) else None
         if place is None:
             return
+        is_first = place not in self.seen
+        if is_first or self.on_seen is None:
+            self._add(place, given, weight, func, args, kwargs)
+        if is_first and self.on_seen is not None:
+            self.on_seen(place, self.seen[place])
+
+    def _add(self, place: Place, given: Any, weight: Any, func: Any, args: Any, kwargs: Any) -> None:
         if func in _CONVOLUTIONS:
             self.seen.setdefault(place, Seen()).add(_patches(given, weight, func, args, kwargs), self.is_whole)
             return

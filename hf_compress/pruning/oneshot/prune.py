@@ -102,8 +102,9 @@ class BlockPruner:
         add: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.walk, self.places, self.config, self.parameters = walk, places, config, parameters
-        self._add = add or (lambda values: values)
+        self._add = add
         self.needs: dict[str, float] = {}
+        self._block_of = {place: block for block, each in places.items() for place in each}
         self._counts: dict[Place, int] = {}
         self.report: dict[str, Any] = {}
 
@@ -151,28 +152,51 @@ class BlockPruner:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(dense[name])
-        sums = self._add(sums)
+        sums = self._over_processes(sums)
         self.needs[block] = float(sums[0] / sums[1].clamp(min=1e-300))
 
     def prune(self, position: int) -> None:
         """Prune a block, and hand on what it makes then."""
         block = self.walk.blocks[position]
-        parameters = self.parameters(block)
-        seen = self._look(position, self.needs_whole, None)
-        for place in self.places[block]:
-            dense = place.read(parameters[place.name])
-            try:
-                found = prune_matrix(dense, seen[place], self.counts[place], self.config)
-            except torch.linalg.LinAlgError as error:
-                raise ConfigError(
-                    f"{place.label}: the Hessian of its inputs has no inverse ({error}); raise damping above "
-                    f"{self.config.damping}, or give more calibration samples"
-                ) from error
-            place.write(parameters[place.name], found)
-            self.report[place.label] = _entry(place, dense, found, seen[place])
+        is_last = position + 1 == len(self.walk.blocks)
+        # Processes may use experts in different orders, so that they could not add up what they see on the way.
+        is_ordered = self._add is None or all(place.expert is None for place in self.places[block])
+        if len(self.walk.batches) == 1 and self._needs_data and is_ordered:
+            # All there is to see of a matrix is seen when it is about to be multiplied.
+            looking = Looking(self.parameters(block), self.places[block], self.needs_whole)
+            looking.mask, looking.on_seen = self.walk.batches[0].get("attention_mask"), self._prune_summed
+            with looking:
+                self.walk.run(position, None if is_last else self.walk.keep(position))
+            for place in self.places[block]:
+                if place not in looking.seen:
+                    self._prune_summed(place, Seen())
+        else:
+            for place, seen in self._look(position, self.needs_whole, None).items():
+                self._prune_place(place, seen)
+            if not is_last:
+                self.hand_on(position)
         self._warn_unseen(block)
-        if position + 1 < len(self.walk.blocks):
-            self.hand_on(position)
+
+    @property
+    def _needs_data(self) -> bool:
+        return criterion_of(self.config) != "magnitude" or self.config.refine > 0
+
+    def _prune_summed(self, place: Place, seen: Seen) -> None:
+        # Matrices that are given the same share their sums, which are added up over processes once.
+        self._prune_place(place, self._summed({place: seen})[place])
+
+    def _prune_place(self, place: Place, seen: Seen) -> None:
+        parameter = self.parameters(self._block_of[place])[place.name]
+        dense = place.read(parameter)
+        try:
+            found = prune_matrix(dense, seen, self.counts[place], self.config)
+        except torch.linalg.LinAlgError as error:
+            raise ConfigError(
+                f"{place.label}: the Hessian of its inputs has no inverse ({error}); raise damping above "
+                f"{self.config.damping}, or give more calibration samples"
+            ) from error
+        place.write(parameter, found)
+        self.report[place.label] = _entry(place, dense, found, seen)
 
     def hand_on(self, position: int) -> None:
         """Run a block that is done, so that the next one gets what it makes."""
@@ -182,14 +206,13 @@ class BlockPruner:
     def counts(self) -> dict[Place, int]:
         """How many weights of each matrix go."""
         if not self._counts:
-            blocks = {place: block for block, each in self.places.items() for place in each}
-            self._counts = allocate(self.config, list(blocks), blocks, self.needs)
+            self._counts = allocate(self.config, list(self._block_of), self._block_of, self.needs)
         return self._counts
 
     def _look(self, position: int, is_whole: bool, on_output: Callable[[int, Any], None] | None) -> dict[Place, Seen]:
         block = self.walk.blocks[position]
         places = self.places[block]
-        if criterion_of(self.config) == "magnitude" and not self.config.refine and on_output is None:
+        if not self._needs_data and on_output is None:
             return {place: Seen() for place in places}
         looking = Looking(self.parameters(block), places, is_whole)
         masks = [batch.get("attention_mask") for batch in self.walk.batches]
@@ -206,20 +229,22 @@ class BlockPruner:
 
     def _summed(self, seen: dict[Place, Seen]) -> dict[Place, Seen]:
         """Add up what the processes saw; each matrix of shared inputs once."""
-        done: dict[int, Seen] = {}
         for place, each in seen.items():
-            if id(each) in done:
+            if each.is_summed:
                 continue
-            done[id(each)] = each
-            samples = int(self._add(torch.tensor(each.samples)))
+            each.is_summed = True
+            samples = int(self._over_processes(torch.tensor(each.samples)))
             if samples and each.total is None:
                 # Only other processes saw it: a stand-in of the same shape as theirs.
                 columns = place.rows_columns[1]
                 each.total = torch.zeros((columns,) * (2 if self.needs_whole else 1), device=self.walk.device)
             if each.total is not None and samples:
-                each.total = self._add(each.total)
+                each.total = self._over_processes(each.total)
             each.samples = samples
         return seen
+
+    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self._add is None else self._add(values)
 
     def _warn_unseen(self, block: str) -> None:
         unseen = [place.label for place in self.places[block] if not self.report[place.label]["samples"]]
