@@ -133,7 +133,7 @@ class Seen:
         if is_whole:
             self.total.addmm_(given.T, given)
         else:
-            self.total += given.square().sum(0)
+            self.total += torch.linalg.vector_norm(given, dim=0).square()
         self.samples += len(given)
 
     @property

@@ -35,8 +35,11 @@ def inverse_root(hessian: torch.Tensor) -> torch.Tensor:
     Raises:
         torch.linalg.LinAlgError: if it is not.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True)
+    # One after the other into the same name: of a wide layer each is as large as all its weights.
+    found = torch.linalg.cholesky(hessian)
+    del hessian
+    found = torch.cholesky_inverse(found)
+    return torch.linalg.cholesky(found, upper=True)
 
 
 def sparsegpt(

@@ -59,13 +59,19 @@ def row_mask(scores: torch.Tensor, prune: int) -> torch.Tensor:
         scores: (rows, columns); of equal ones in a row the first goes.
         prune: 0 to the number of entries; if rows do not divide it, one more goes in each of the first rows.
     """
-    rows, columns = scores.shape
-    each, more = divmod(prune, rows)
+    each, more = divmod(prune, scores.shape[0])
+    return torch.cat([_lowest_gone(scores[:more], each + 1), _lowest_gone(scores[more:], each)])
+
+
+def _lowest_gone(scores: torch.Tensor, each: int) -> torch.Tensor:
+    if each == 0 or not len(scores):
+        return torch.ones_like(scores, dtype=torch.bool)
+    stays = scores > scores.kthvalue(each, dim=1, keepdim=True).values
+    if bool(((~stays).sum(1) == each).all()):
+        return stays
+    # Equal scores at the border: a sort, which costs several times as much, says which ones go.
     order = scores.argsort(dim=1, stable=True)
-    numbers = torch.full((rows, 1), each, device=scores.device)
-    numbers[:more] += 1
-    gone = torch.arange(columns, device=scores.device) < numbers
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, order, ~gone)
+    return torch.ones_like(stays).scatter_(1, order[:, :each], False)
 
 
 def group_mask(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
