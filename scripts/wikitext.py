@@ -4,6 +4,7 @@ python scripts/wikitext.py --data WIKITEXT2_FOLDER --output llama
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -46,6 +47,40 @@ def packed(tokenizer, text, length=256):
     ids = torch.tensor(tokenizer(text)["input_ids"])
     rows = ids[: len(ids) // length * length].view(-1, length).tolist()
     return Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
+
+
+def distil(model, args, tokenizer, text, steps, seed, pruning=None):
+    """Train for some steps on the text, with the dense model (`args.model`) as teacher."""
+    from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig
+
+    arguments = TrainingArguments(
+        str(args.output.with_suffix(".run")), max_steps=steps, per_device_train_batch_size=16, bf16=True,
+        learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.05, save_strategy="no",
+        report_to="none", disable_tqdm=True, logging_steps=100, use_cpu=not torch.cuda.is_available(), seed=seed,
+    )  # fmt: skip
+    terms = DistillationConfig(temperature=1.0, task_weight=0.1, logit_weight=0.9)
+    trainer = CompressionTrainer(
+        model, arguments, train_dataset=packed(tokenizer, text, args.length), data_collator=default_data_collator,
+        teacher=args.model, compression=CompressionConfig(terms, pruning),
+    )  # fmt: skip
+    trainer.train()
+
+
+def table(args, cases, run):
+    """Fill in the runs that are missing, `run(case, seed)` for each, and write after each."""
+    from hf_compress.measurement.environment import environment
+
+    found = json.loads(args.output.read_text())["runs"] if args.output.is_file() else {}
+    for seed in args.seeds:
+        for case in cases:
+            if str(seed) in found.setdefault(case, {}):
+                continue
+            found[case][str(seed)] = run(case, seed)
+            print(case, seed, found[case][str(seed)], flush=True)
+            settings = {k: v for k, v in vars(args).items() if k not in ("model", "data", "output")}
+            content = {"settings": settings, "environment": environment(), "runs": found}
+            args.output.write_text(json.dumps(content, indent=2))
+    return found
 
 
 def main():
