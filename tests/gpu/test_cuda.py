@@ -175,3 +175,29 @@ def test_the_width_is_cut_on_the_gpu():
     shrunk = shrink(model, hidden=64)
     assert next(shrunk.parameters()).dtype == torch.float16
     assert next(shrunk.parameters()).is_cuda
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_go_without_training_on_the_gpu_as_on_the_cpu(dtype):
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(3, 50, (8, 12), generator=generator)} for _ in range(4)]
+    made = [tiny.llama().to(device, dtype) for device in ("cpu", "cuda")]
+    for model in made:
+        prune_oneshot(model, OneShotConfig(structure="2:4"), batches)
+    same, total = 0, 0
+    for a, b in zip(made[0].model.layers.parameters(), made[1].model.layers.parameters(), strict=True):
+        same += int(((a == 0) == (b.cpu() == 0)).sum())
+        total += a.numel()
+    # Rounding may choose otherwise among nearly equal weights.
+    assert same / total > (0.999 if dtype == torch.float32 else 0.98)
+
+
+def test_a_folder_is_pruned_on_the_gpu_block_by_block(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(3, 50, (8, 12), generator=generator)} for _ in range(4)]
+    model = tiny.llama()
+    model.save_pretrained(tmp_path / "dense")
+    prune_oneshot(tmp_path / "dense", OneShotConfig(sparsity=0.5), batches, tmp_path / "sparse")
+    expected = prune_oneshot(model.cuda(), OneShotConfig(sparsity=0.5), batches)
+    found = type(model).from_pretrained(tmp_path / "sparse")
+    assert all(torch.allclose(a, b.cpu()) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
