@@ -35,7 +35,10 @@ def shared(source, output):
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = AutoModelForCausalLM.from_pretrained(source)
     batches = [{"input_ids": part} for part in rows().split(3)][rank::size]
-    prune_oneshot(model, OneShotConfig(sparsity=0.5, scope="owl"), batches)
+    config = OneShotConfig(sparsity=0.5, scope="owl")
+    # The first process alone writes, whatever the others do meanwhile.
+    prune_oneshot(source, config, batches, f"{output}-folder", device="cpu")
+    prune_oneshot(model, config, batches)
     torch.save(model.state_dict(), f"{output}-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -168,8 +168,10 @@ def test_two_processes_with_half_of_the_data_each_equal_one_with_all(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     prune_oneshot(model, OneShotConfig(sparsity=0.5, scope="owl"), data(4))
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    streamed = type(model).from_pretrained(tmp_path / "rank-folder").state_dict()
     for name, weight in model.state_dict().items():
         assert torch.equal(first[name], second[name])
+        assert torch.equal(first[name], streamed[name])
         assert torch.allclose(first[name], weight, atol=1e-4), name
 
 

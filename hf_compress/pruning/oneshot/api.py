@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hf_compress.pruning.oneshot.blocks import WHOLE, Activations, Walk, find_bl
 from hf_compress.pruning.oneshot.calibration import check_batches
 from hf_compress.pruning.oneshot.config import OneShotConfig
 from hf_compress.pruning.oneshot.matrices import Place, find_places
+from hf_compress.pruning.oneshot.processes import adder, process_rank, wait_for_all
 from hf_compress.pruning.oneshot.prune import BlockPruner, check_groups, criterion_of
 from hf_compress.pruning.oneshot.stream import Output, StreamedModel, refuse_whole
 from hf_compress.pruning.oneshot.taps import Batch, on_device
@@ -209,7 +210,7 @@ def _stream(
     blocks = find_blocks(streamed.skeleton, [p.name for p in places])
     refuse_whole(blocks, source)
     by_block = _by_block(places, blocks, config)
-    out = Output(output, {"source": source, **description})
+    out = _open_output(output, {"source": source, **description})
     streamed.open(blocks)
     with plain_experts(streamed.model), out.activations() as room:
         kept = Activations(room if config.activations == "disk" else None)
@@ -229,14 +230,28 @@ def _stream(
             else:
                 streamed.load(block)
                 pruner.prune(position)
-                streamed.save([block], out.block(position))
+                if not out.rank:
+                    streamed.save([block], out.block(position))
                 out.state["done"].append(block)
                 out.write()
                 _say(position, blocks, block)
             streamed.drop(block)
-    streamed.save(blocks, out.block(None))
+    if not out.rank:
+        streamed.save(blocks, out.block(None))
     out.finish(len(blocks), {**description, "matrices": pruner.report})
+    wait_for_all()
     return Path(output)
+
+
+def _open_output(folder: str | os.PathLike[str], wanted: dict[str, Any]) -> Output:
+    """Return the output; the first process makes it, the others find it."""
+    rank = process_rank()
+    out = None if rank else Output(folder, wanted)
+    wait_for_all()
+    # How far the run is must be the same everywhere before the first process goes on.
+    out = out or Output(folder, wanted, rank)
+    wait_for_all()
+    return out
 
 
 @contextlib.contextmanager
@@ -252,21 +267,6 @@ def plain_experts(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(before)
-
-
-def adder() -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return what sums a tensor over the processes, in the order of their ranks; None if there is one."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return None
-
-    def add(values: torch.Tensor) -> torch.Tensor:
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
-
-    return add
 
 
 def _say(position: int, blocks: Sequence[str], block: str) -> None:

@@ -189,17 +189,21 @@ class Output:
     Args:
         folder: to make.
         wanted: what the run is, as plain data; one that was interrupted goes on only if it was the same.
+        rank: of the process; only the first one writes, the others read what it has written before.
 
     Raises:
         OutputExistsError: if the folder exists, or its beginnings are of another run.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], wanted: dict[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], wanted: dict[str, Any], rank: int = 0) -> None:
+        self.folder, self.rank = Path(folder), rank
         self.part = self.folder.with_name(self.folder.name + ".part")
+        self.state: dict[str, Any] = {"wanted": wanted, "done": [], "needs": {}, "report": {}}
+        if rank:
+            self.state = json.loads((self.part / _STATE).read_text(encoding="utf-8"))
+            return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise OutputExistsError(f"{self.folder} exists already; remove it or choose another output")
-        self.state: dict[str, Any] = {"wanted": wanted, "done": [], "needs": {}, "report": {}}
         if (self.part / _STATE).is_file():
             found = json.loads((self.part / _STATE).read_text(encoding="utf-8"))
             if found["wanted"] != json.loads(json.dumps(wanted)):
@@ -212,6 +216,8 @@ class Output:
 
     def write(self) -> None:
         """Write down how far the run is."""
+        if self.rank:
+            return
         new = self.part / f"{_STATE}.new"
         new.write_text(json.dumps(self.state), encoding="utf-8")
         os.replace(new, self.part / _STATE)
@@ -223,13 +229,15 @@ class Output:
     @contextlib.contextmanager
     def activations(self) -> Iterator[Path]:
         """Give a folder for what passes between blocks, emptied before and removed after."""
-        place = self.part / "activations"
+        place = self.part / f"activations-{self.rank}"
         shutil.rmtree(place, ignore_errors=True)
         yield place
         shutil.rmtree(place, ignore_errors=True)
 
     def finish(self, blocks: int, report: dict[str, Any]) -> None:
         """Make one checkpoint of all parts, each block a shard, and give the folder its name."""
+        if self.rank:
+            return
         parts = [self.block(None), *(self.block(i) for i in range(blocks))]
         whole = self.part / "whole"
         shutil.rmtree(whole, ignore_errors=True)
