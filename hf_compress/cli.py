@@ -15,7 +15,7 @@ from typing import Any
 
 from hf_compress import __version__
 from hf_compress.cli_prune import add_prune, add_shrink
-from hf_compress.errors import HfCompressError
+from hf_compress.errors import ConfigError, HfCompressError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +120,9 @@ def _add_measure(verbs: Any) -> None:
     parser = _verb(verbs, "measure", "measure saved models beside each other; the first is the baseline", _measure)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, or NAME=FOLDER")
     parser.add_argument("--recipe", help="take task and data for the quality from this recipe")
+    parser.add_argument("--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-eval for the quality")
+    parser.add_argument("--lm-eval-folder", help="folder with tasks of your own instead of lm-eval's")
+    parser.add_argument("--lm-eval-limit", type=int, help="samples of each task (default: all)")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32], metavar="N", help="default: 1 32")
     parser.add_argument("--length", type=int, help="tokens per text, audio samples or image side when timing")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (a process a model)")
@@ -139,6 +142,8 @@ def _measure(arguments: argparse.Namespace) -> None:
         pairs = [m.partition("=") for m in arguments.models]
         task = build_task(load_recipe(arguments.recipe).task, pairs[0][2] or pairs[0][0])
         quality = {"evaluate": task.evaluate, "dataset": task.dataset}
+    if arguments.lm_eval:
+        quality = _harness(arguments)
     records = measure(
         _named(arguments.models),
         batch_sizes=arguments.batch_sizes,
@@ -149,6 +154,20 @@ def _measure(arguments: argparse.Namespace) -> None:
         **quality,
     )
     _print([r.to_dict() for r in records], arguments.json, compare_table(records))
+
+
+def _harness(arguments: argparse.Namespace) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    from hf_compress.measurement.harness import harness_metrics
+
+    if arguments.recipe is not None:
+        raise ConfigError("give --recipe or --lm-eval for the quality, not both")
+    first = next(iter(_named(arguments.models).values()))
+    tokenizer = AutoTokenizer.from_pretrained(first, trust_remote_code=False)
+    options = {"include_path": arguments.lm_eval_folder, "limit": arguments.lm_eval_limit}
+    source = {"id": "lm-eval", "tasks": list(arguments.lm_eval), "samples": arguments.lm_eval_limit}
+    return {"evaluate": harness_metrics(tokenizer, arguments.lm_eval, **options), "dataset": source}
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:

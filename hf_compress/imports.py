@@ -11,7 +11,7 @@ from functools import cache
 from hf_compress.errors import MissingDependencyError
 
 # Where the pip name is not the import name.
-_PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+_PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "lm_eval": "lm-eval"}
 
 
 @cache
