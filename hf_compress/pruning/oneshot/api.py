@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.per_layer import save_per_layer
 from hf_compress.errors import ConfigError, OutputExistsError, TargetError
 from hf_compress.pruning.oneshot.blocks import WHOLE, Activations, Walk, find_blocks, in_order
 from hf_compress.pruning.oneshot.calibration import check_batches
@@ -81,7 +83,7 @@ def prune_oneshot(
     else:
         report = _in_memory(model, config, check_batches(calibration, model))
     if output is not None:
-        _save(model, output, _description(config, calibration, report))
+        _save(model, output, config, _description(config, calibration, report))
     return model
 
 
@@ -103,11 +105,12 @@ def _refuse_existing(output: Any) -> None:
         raise OutputExistsError(f"{folder} exists already; remove it or choose another output")
 
 
-def _save(model: Any, output: str | os.PathLike[str], report: dict[str, Any]) -> None:
-    import json
-
+def _save(model: Any, output: str | os.PathLike[str], config: OneShotConfig, report: dict[str, Any]) -> None:
     part = Path(output).with_name(Path(output).name + ".part")
-    model.save_pretrained(part)
+    if config.layout == "per_layer":
+        save_per_layer(model, part)
+    else:
+        model.save_pretrained(part)
     (part / "oneshot.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if Path(output).is_dir():
         Path(output).rmdir()
@@ -160,11 +163,15 @@ def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]
     with plain_experts(model):
         blocks = in_order(model, blocks, next(on_device(model, batches[:1])))
         by_block = _by_block(places, blocks, config)
-        parameters = dict(model.named_parameters())
+        named = dict(model.named_parameters())
+        parameters = {
+            block: {name: p for name, p in named.items() if block == WHOLE or name.startswith(f"{block}.")}
+            for block in blocks
+        }
         device = next(model.parameters()).device
         with _room(config) as room:
             walk = Walk(model, blocks, _joined(batches, places, config), device, Activations(room))
-            pruner = BlockPruner(walk, by_block, config, lambda _: parameters, adder())
+            pruner = BlockPruner(walk, by_block, config, parameters.__getitem__, adder())
             if config.scope in ("owl", "sensitivity"):
                 for position in range(len(blocks)):
                     pruner.measure(position)

@@ -185,7 +185,7 @@ class BlockPruner:
 
     def _prune_summed(self, place: Place, seen: Seen) -> None:
         # Matrices that are given the same share their sums, which are added up over processes once.
-        self._prune_place(place, self._summed({place: seen})[place])
+        self._prune_place(place, self._summed({place: seen}, self.needs_whole)[place])
 
     def _prune_place(self, place: Place, seen: Seen) -> None:
         parameter = self.parameters(self._block_of[place])[place.name]
@@ -227,9 +227,9 @@ class BlockPruner:
 
         with looking:
             self.walk.run(position, next_mask)
-        return self._summed({place: looking.seen.get(place, Seen()) for place in places})
+        return self._summed({place: looking.seen.get(place, Seen()) for place in places}, is_whole)
 
-    def _summed(self, seen: dict[Place, Seen]) -> dict[Place, Seen]:
+    def _summed(self, seen: dict[Place, Seen], is_whole: bool) -> dict[Place, Seen]:
         """Add up what the processes saw; each matrix of shared inputs once."""
         for place, each in seen.items():
             if each.is_summed:
@@ -239,7 +239,7 @@ class BlockPruner:
             if samples and each.total is None:
                 # Only other processes saw it: a stand-in of the same shape as theirs.
                 columns = place.rows_columns[1]
-                each.total = torch.zeros((columns,) * (2 if self.needs_whole else 1), device=self.walk.device)
+                each.total = torch.zeros((columns,) * (2 if is_whole else 1), device=self.walk.device)
             if each.total is not None and samples:
                 each.total = self._over_processes(each.total)
             each.samples = samples
