@@ -49,15 +49,24 @@ def _prune(arguments: argparse.Namespace) -> None:
 
     from hf_compress.measurement.load import load_model
     from hf_compress.pruning.oneshot.api import prune_oneshot
-    from hf_compress.pruning.oneshot.calibration import calibration_batches
+    from hf_compress.pruning.oneshot.calibration import Calibration, calibration_batches
+    from hf_compress.pruning.oneshot.processes import launched
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     sizes = {"samples": arguments.samples, "length": arguments.length, "seed": arguments.seed}
     batches = calibration_batches(text, tokenizer, **sizes)
-    model = load_model(arguments.model) if config.keep else arguments.model
-    prune_oneshot(model, config, batches, arguments.output)
-    tokenizer.save_pretrained(arguments.output)
-    print(arguments.output)
+    if config.keep:
+        prune_oneshot(load_model(arguments.model), config, batches, arguments.output)
+        rank = 0
+    else:
+        with launched() as (rank, processes):
+            rows = sum(len(batch["input_ids"]) for batch in batches)
+            settings = {**batches.settings, "samples": rows, "processes": processes}
+            own = Calibration(batches[rank::processes], settings)
+            prune_oneshot(arguments.model, config, own, arguments.output)
+    if rank == 0:
+        tokenizer.save_pretrained(arguments.output)
+        print(arguments.output)
 
 
 def _amount(pair: str) -> tuple[str, int | float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import language
 import pytest
 import tiny
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_compress.cli import main
@@ -60,6 +61,32 @@ def test_prune_and_shrink_make_plain_folders(tmp_path, capsys):
     assert models["small"].config.vocab_size < models["half"].config.vocab_size
     settings = json.loads((tmp_path / "half" / "oneshot.json").read_text())["calibration"]
     assert (settings["samples"], settings["length"], settings["seed"], settings["tokens"]) == (8, 16, 0, 128)
+
+
+def test_two_processes_prune_one_folder_together(tmp_path):
+    source, text = language.save_model(tmp_path / "model"), tmp_path / "my.txt"
+    text.write_text(language.text())
+    options = ["--text", str(text), "--sparsity", "0.5", "--samples", "16", "--length", "16"]
+    assert main(["prune", str(source), str(tmp_path / "one"), *options]) == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "hf_compress",
+    ]
+    done = subprocess.run(
+        [*launch, "prune", str(source), str(tmp_path / "two"), *options], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    for name, weight in one.named_parameters():
+        assert torch.allclose(weight, two.get_parameter(name), atol=1e-4), name
+    settings = json.loads((tmp_path / "two" / "oneshot.json").read_text())["calibration"]
+    assert (settings["samples"], settings["processes"]) == (16, 2)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,28 @@ Level: state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[tuple[int, int]]:
+    """Join the processes that torchrun or accelerate has started, if any, inside; gives rank and number."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        yield (dist.get_rank(), dist.get_world_size()) if _are_several() else (0, 1)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank(), size
+    finally:
+        dist.destroy_process_group()
 
 
 def process_rank() -> int:
