@@ -361,3 +361,13 @@ def test_the_model_is_in_its_mode_and_its_forward_pass_its_own_afterwards():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert isinstance(model.generation_config, transformers.GenerationConfig)
+
+
+def test_patterns_choose_experts_too():
+    everything = {p.name for p in find_places(build("mixtral"))}
+    experts = {name for name in everything if "experts" in name}
+    assert len(experts) == 6
+    assert {p.name for p in find_places(build("mixtral"), exclude=("experts",))} == everything - experts
+    assert {p.name for p in find_places(build("mixtral"), include=("down_proj",))} == {
+        n for n in experts if "down" in n
+    }

@@ -80,11 +80,9 @@ def find_places(model: nn.Module, include: Sequence[str] = (), exclude: Sequence
         TargetError: if a pattern matches nothing, or nothing is left.
     """
     experts = {name: p for name, p in model.named_parameters() if _holds_experts(name, p, model)}
-    unwanted = compile_patterns("exclude", exclude, [name for name, _ in model.named_parameters()])
-    wanted = compile_patterns("include", include, [name for name, _ in model.named_parameters()])
-    # Patterns that name experts only leave no target, and the other way round.
-    plain = [p for p in exclude if any(_matches([p], n) for n, q in model.named_parameters() if n not in experts)]
-    found = [t for t in find_targets(model, include, plain) if t.name not in experts]
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    wanted, unwanted = compile_patterns("include", include, names), compile_patterns("exclude", exclude, names)
+    found = [t for t in find_targets(model, include, exclude) if t.name not in experts]
     grouped = {id(m.weight) for m in model.modules() if getattr(m, "groups", 1) != 1 and hasattr(m, "weight")}
     places = [
         Place(t.name, None, t.input_dim, tuple(t.parameter.shape))
@@ -97,12 +95,6 @@ def find_places(model: nn.Module, include: Sequence[str] = (), exclude: Sequence
             places += [Place(name, i, 1, tuple(parameter.shape)) for i in range(parameter.shape[0])]
     order = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     return sorted(places, key=lambda place: (order[place.name], place.expert or 0))
-
-
-def _matches(patterns: Sequence[str], name: str) -> bool:
-    import re
-
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _holds_experts(name: str, parameter: torch.Tensor, model: nn.Module) -> bool:
