@@ -77,7 +77,7 @@ class OneShotConfig(Options):
         default="memory", metadata={"help": "where what passes between blocks is kept: memory or disk"}
     )
     joint_gb: float = field(
-        default=1.0,
+        default=0.15,
         metadata={
             "help": "GB of activations, at least 0, up to which all batches pass through a block as one: one pass "
             "instead of two, in which each matrix sees what the pruned ones before it in the block make"
