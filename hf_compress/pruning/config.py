@@ -16,6 +16,21 @@ from hf_compress.options import Options
 REMOVABLE = ("ffn", "heads", "hidden", "filters", "layers")
 
 
+def n_of_m(structure: Any) -> tuple[int, int] | None:
+    """Return how many of how many stay, if a structure is N:M."""
+    found = re.fullmatch(r"(\d+):(\d+)", structure) if isinstance(structure, str) else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def n_of_m_problems(group: tuple[int, int], sparsity: float | None) -> Iterator[str]:
+    """Yield what is wrong with N:M, alone or with the sparsity that is given beside it."""
+    keep, of = group
+    if not 1 <= keep < of:
+        yield f"structure N:M keeps N of M, so 1 <= N < M, found '{keep}:{of}'"
+    elif sparsity is not None and abs(sparsity - (1 - keep / of)) > 1e-9:
+        yield f"structure='{keep}:{of}' has sparsity {1 - keep / of:g}, found {sparsity}"
+
+
 @dataclass(frozen=True)
 class PruningConfig(Options):
     """What to prune, how far and when; the help text of each field has its unit and range.
@@ -101,8 +116,7 @@ class PruningConfig(Options):
     @property
     def n_of_m(self) -> tuple[int, int] | None:
         """How many of how many stay, if the structure is N:M."""
-        found = re.fullmatch(r"(\d+):(\d+)", self.structure) if isinstance(self.structure, str) else None
-        return (int(found[1]), int(found[2])) if found else None
+        return n_of_m(self.structure)
 
     @property
     def final_sparsity(self) -> float:
@@ -146,10 +160,7 @@ class PruningConfig(Options):
     def _structure_problems(self) -> Iterator[str]:
         group = self.n_of_m
         if group:
-            if not 1 <= group[0] < group[1]:
-                yield f"structure N:M keeps N of M, so 1 <= N < M, found {self.structure!r}"
-            elif self.sparsity is not None and abs(self.sparsity - (1 - group[0] / group[1])) > 1e-9:
-                yield f"structure={self.structure!r} has sparsity {1 - group[0] / group[1]:g}, found {self.sparsity}"
+            yield from n_of_m_problems(group, self.sparsity)
             if self.scope == "erk" or self.pattern_sparsity:
                 yield f"structure={self.structure!r} has the same sparsity in each target: use scope='uniform'"
         if self.structure in REMOVABLE:

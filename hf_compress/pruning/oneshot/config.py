@@ -5,12 +5,12 @@ Level: base.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_compress.options import Options
+from hf_compress.pruning.config import n_of_m, n_of_m_problems
 
 UNIT_KINDS = ("layers", "hidden", "filters", "ffn", "heads")
 SCOPES = ("uniform", "erk", "owl", "sensitivity")
@@ -99,8 +99,7 @@ class OneShotConfig(Options):
     @property
     def n_of_m(self) -> tuple[int, int] | None:
         """How many of how many stay, if the structure is N:M."""
-        found = re.fullmatch(r"(\d+):(\d+)", self.structure) if isinstance(self.structure, str) else None
-        return (int(found[1]), int(found[2])) if found else None
+        return n_of_m(self.structure)
 
     @property
     def final_sparsity(self) -> float:
@@ -147,10 +146,7 @@ class OneShotConfig(Options):
             if self.sparsity is None:
                 yield "give sparsity, structure='N:M', or keep"
             return
-        if not 1 <= group[0] < group[1]:
-            yield f"structure N:M keeps N of M, so 1 <= N < M, found {self.structure!r}"
-        elif self.sparsity is not None and abs(self.sparsity - (1 - group[0] / group[1])) > 1e-9:
-            yield f"structure={self.structure!r} has sparsity {1 - group[0] / group[1]:g}, found {self.sparsity}"
+        yield from n_of_m_problems(group, self.sparsity)
         if self.scope != "uniform" or self.pattern_sparsity or self.compare:
             yield (
                 f"structure={self.structure!r} has the same sparsity in each group, so scope, pattern_sparsity and "
