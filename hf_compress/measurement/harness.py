@@ -48,6 +48,7 @@ def harness_metrics(
         raise ConfigError(f"lm-eval: expected names of tasks, found {unknown or 'none'}; there are: {known} ...")
 
     def evaluate(model: nn.Module) -> dict[str, float]:
+        """Return the metrics of a causal language model."""
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
