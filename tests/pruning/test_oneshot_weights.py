@@ -353,6 +353,16 @@ def test_bad_places_are_refused(tmp_path):
         prune_oneshot(build("llama"), config, data(), tmp_path / "full")
 
 
+@pytest.mark.parametrize("lost", ["lm_head", "layers.1.mlp.up_proj"])
+def test_a_folder_that_lacks_weights_is_refused_and_not_filled_up(tmp_path, lost):
+    model = build("llama")
+    state = {name: value for name, value in model.state_dict().items() if lost not in name}
+    model.save_pretrained(tmp_path / "dense", state_dict=state)
+    with pytest.raises(ArchitectureError, match=f"lacks weights of LlamaForCausalLM: .*{lost}"):
+        prune_oneshot(tmp_path / "dense", OneShotConfig(sparsity=0.5), data(), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_model_is_in_its_mode_and_its_forward_pass_its_own_afterwards():
     model = build("llama").train()
     prune_oneshot(model, OneShotConfig(sparsity=0.5), data())

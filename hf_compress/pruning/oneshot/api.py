@@ -27,7 +27,7 @@ from hf_compress.pruning.oneshot.matrices import Place, find_places
 from hf_compress.pruning.oneshot.processes import adder, process_rank, wait_for_all
 from hf_compress.pruning.oneshot.prune import BlockPruner, check_groups, criterion_of
 from hf_compress.pruning.oneshot.stream import Output, StreamedModel, refuse_whole
-from hf_compress.pruning.oneshot.taps import Batch, on_device
+from hf_compress.pruning.oneshot.taps import Batch
 from hf_compress.pruning.oneshot.units import check_units, prune_units
 
 
@@ -161,7 +161,7 @@ def _in_memory(model: nn.Module, config: OneShotConfig, batches: Sequence[Batch]
     check_groups(places, config)
     blocks = find_blocks(model, [place.name for place in places])
     with plain_experts(model):
-        blocks = in_order(model, blocks, next(on_device(model, batches[:1])))
+        blocks = in_order(model, blocks, batches[0])
         by_block = _by_block(places, blocks, config)
         named = dict(model.named_parameters())
         parameters = {

@@ -58,7 +58,7 @@ def calibration_batches(
     """
     if min(samples, length, batch_size) < 1:
         raise DataError(f"samples, length and batch_size must be at least 1, found {samples}, {length}, {batch_size}")
-    ids = torch.tensor(list(_tokens(data, tokenizer, column, enough=(samples, length))), dtype=torch.int64)
+    ids = torch.tensor(list(_tokens(data, tokenizer, column)), dtype=torch.int64)
     rows = ids[: len(ids) // length * length].view(-1, length)
     if not len(rows):
         raise DataError(
@@ -70,7 +70,7 @@ def calibration_batches(
     return Calibration(made, {"length": length, "seed": seed, "tokens": picked.numel()})
 
 
-def _tokens(data: Any, tokenizer: Any, column: str, enough: tuple[int, int]) -> Iterable[int]:
+def _tokens(data: Any, tokenizer: Any, column: str) -> Iterable[int]:
     if isinstance(data, str):
         data = [data]
     names = getattr(data, "column_names", None)

@@ -79,7 +79,7 @@ def find_places(model: nn.Module, include: Sequence[str] = (), exclude: Sequence
     Raises:
         TargetError: if a pattern matches nothing, or nothing is left.
     """
-    experts = {name: p for name, p in model.named_parameters() if _holds_experts(name, p, model)}
+    experts = {name: p for name, p in model.named_parameters() if _holds_experts(name, p)}
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     wanted, unwanted = compile_patterns("include", include, names), compile_patterns("exclude", exclude, names)
     found = [t for t in find_targets(model, include, exclude) if t.name not in experts]
@@ -97,7 +97,7 @@ def find_places(model: nn.Module, include: Sequence[str] = (), exclude: Sequence
     return sorted(places, key=lambda place: (order[place.name], place.expert or 0))
 
 
-def _holds_experts(name: str, parameter: torch.Tensor, model: nn.Module) -> bool:
+def _holds_experts(name: str, parameter: torch.Tensor) -> bool:
     """Whether a parameter stacks the matrices of experts: their modules are called so all over transformers."""
     path = name.rpartition(".")[0]
     return parameter.dim() == 3 and path.rpartition(".")[2] == "experts" and "bias" not in name

@@ -109,6 +109,12 @@ class StreamedModel:
             lacking = [n for n in info["missing_keys"] if (_is_in(n, blocks) == (inside.type != "meta"))]
             if not lacking:
                 break
+        else:
+            # transformers would fill them with new random values.
+            raise ArchitectureError(
+                f"{folder} lacks weights of {self.model_class.__name__}: {', '.join(lacking[:3])}; load the model, "
+                "which says what it makes of that, and pass it"
+            )
         for path, module in part.named_modules():
             own = self.model.get_submodule(path)
             for mine, given in ((own._parameters, module._parameters), (own._buffers, module._buffers)):
