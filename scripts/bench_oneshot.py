@@ -6,10 +6,8 @@ training text; perplexity is that of the validation text (choices) and, once, of
 Each finished case is kept in the output, so the script goes on where it was stopped.
 """
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import wikitext
@@ -29,18 +27,11 @@ CRITERIA = {
     "sparsegpt, owl": {"criterion": "sparsegpt", "scope": "owl"},
     "sparsegpt, sensitivity": {"criterion": "sparsegpt", "scope": "sensitivity"},
 }
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", required=True)
-parser.add_argument("--data", type=Path, required=True)
-parser.add_argument("--output", type=Path, required=True)
-parser.add_argument("--split", default="validation")
-parser.add_argument("--length", type=int, default=256)
+parser = wikitext.parser(__doc__, learning_rate=5e-4)
 parser.add_argument("--samples", type=int, default=128)
-parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--amounts", nargs="+", default=["0.5", "0.6", "0.7", "0.8", "2:4"])
 parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
 parser.add_argument("--heal", type=int, default=0, help="steps of distillation afterwards, masks fixed")
-parser.add_argument("--learning-rate", type=float, default=5e-4)
 args = parser.parse_args()
 torch.set_num_threads(1)
 tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -5,9 +5,7 @@ FOLDER holds a causal language model and its tokenizer, such as `wikitext.py` ma
 training text; perplexity is that of the validation text. Finished cases are kept in the output.
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 import wikitext
@@ -16,19 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_compress import OneShotConfig, calibration_batches, prune_oneshot
 from hf_compress.measurement.perplexity import perplexity
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", required=True)
-parser.add_argument("--data", type=Path, required=True)
-parser.add_argument("--output", type=Path, required=True)
-parser.add_argument("--split", default="validation")
-parser.add_argument("--length", type=int, default=256)
+parser = wikitext.parser(__doc__, learning_rate=1e-3)
 parser.add_argument("--samples", type=int, default=64)
-parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--units", nargs="+", default=["ffn", "heads", "layers", "hidden"])
 parser.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5])
 parser.add_argument("--criterion", default="fisher")
 parser.add_argument("--distil", type=int, nargs="+", default=[0], help="steps of distillation afterwards")
-parser.add_argument("--learning-rate", type=float, default=1e-3)
 args = parser.parse_args()
 torch.set_num_threads(1)
 tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -26,6 +26,19 @@ SHAPE = {
 }  # fmt: skip
 
 
+def parser(doc, learning_rate):
+    """Return the options that the benchmarks have in common."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", required=True)
+    made.add_argument("--data", type=Path, required=True)
+    made.add_argument("--output", type=Path, required=True)
+    made.add_argument("--split", default="validation")
+    made.add_argument("--length", type=int, default=256)
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--learning-rate", type=float, default=learning_rate)
+    return made
+
+
 def texts(data, split):
     """Return the lines of a split as one text."""
     return "".join(load_dataset("parquet", data_files=str(Path(data) / f"{split}.parquet"))["train"]["text"])
