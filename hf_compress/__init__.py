@@ -29,7 +29,8 @@ _HOMES = {
     "shrink": "architecture.shrink",
     "shrink_vocabulary": "architecture.vocabulary",
     "save_per_layer": "architecture.per_layer",
-    "quantize": "quantization.bnb",
+    "quantize": "quantization.api",
+    "export": "quantization.export",
     "cache_teacher": "distillation.cache",
     "choose_logit_weight": "training.choose",
     "make_student": "distillation.student",
@@ -61,8 +62,9 @@ if TYPE_CHECKING:
     from hf_compress.pruning.oneshot.api import prune_oneshot as prune_oneshot
     from hf_compress.pruning.oneshot.calibration import calibration_batches as calibration_batches
     from hf_compress.pruning.oneshot.config import OneShotConfig as OneShotConfig
-    from hf_compress.quantization.bnb import quantize as quantize
+    from hf_compress.quantization.api import quantize as quantize
     from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
+    from hf_compress.quantization.export import export as export
     from hf_compress.recipes.recipe import run_recipe as run_recipe
     from hf_compress.report.compare import compare as compare
     from hf_compress.training.choose import choose_logit_weight as choose_logit_weight

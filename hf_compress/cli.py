@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_compress import __version__
 from hf_compress.cli_prune import add_prune, add_shrink
+from hf_compress.cli_quantize import add_export, add_quantize
 from hf_compress.errors import ConfigError, HfCompressError
 
 
@@ -43,9 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_run, _add_inspect):
         add(verbs)
-    for add_smaller in (add_shrink, add_prune):
+    for add_smaller in (add_shrink, add_prune, add_quantize, add_export):
         add_smaller(verbs, _verb)
-    for add in (_add_quantize, _add_measure, _add_compare, _add_card, _add_push):
+    for add in (_add_measure, _add_compare, _add_card, _add_push):
         add(verbs)
     return parser
 
@@ -89,31 +90,6 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     report = inspect_model(arguments.model, latency=arguments.latency)
     _print(report.to_dict(), arguments.json, report.to_text())
-
-
-def _add_quantize(verbs: Any) -> None:
-    from hf_compress.quantization.config import DTYPES, SCHEMES
-
-    parser = _verb(verbs, "quantize", "quantize a saved model with bitsandbytes", _quantize)
-    parser.add_argument("source", help="folder of a plain model")
-    parser.add_argument("output", help="folder to make")
-    parser.add_argument("--scheme", choices=SCHEMES, default="int8", help="default: int8")
-    parser.add_argument("--skip-modules", nargs="+", default=[], metavar="NAME", help="modules left alone")
-    parser.add_argument("--no-double-quant", action="store_true", help="4-bit: keep block scales in 32 bit")
-    parser.add_argument("--compute-dtype", choices=DTYPES, default="float32", help="4-bit: default float32")
-
-
-def _quantize(arguments: argparse.Namespace) -> None:
-    from hf_compress.quantization.bnb import quantize
-    from hf_compress.quantization.config import QuantizationConfig
-
-    config = QuantizationConfig(
-        scheme=arguments.scheme,
-        skip_modules=tuple(arguments.skip_modules),
-        double_quant=not arguments.no_double_quant,
-        compute_dtype=arguments.compute_dtype,
-    )
-    print(quantize(arguments.source, arguments.output, config))
 
 
 def _add_measure(verbs: Any) -> None:

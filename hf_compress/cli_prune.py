@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_compress.errors import ConfigError, DataError, OutputExistsError
+from hf_compress.errors import ConfigError, OutputExistsError
+from hf_compress.options import read_text
 from hf_compress.pruning.oneshot.config import SCOPES, OneShotConfig
 
 
@@ -44,7 +45,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         refine=arguments.refine,
         keep=dict(map(_amount, arguments.keep)),
     )
-    text = _read(arguments.text)
+    text = read_text(arguments.text)
     from transformers import AutoTokenizer
 
     from hf_compress.measurement.load import load_model
@@ -78,13 +79,6 @@ def _amount(pair: str) -> tuple[str, int | float]:
         raise ConfigError(f"--keep: expected {wanted}, such as ffn=0.5, found {pair!r}") from error
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-        raise DataError(f"expected a text file, found {path!r}: {error}") from error
-
-
 def add_shrink(verbs: Any, add_verb: Any) -> None:
     """Add `shrink`."""
     parser = add_verb(verbs, "shrink", "remove units of a saved model, the weakest or those that are zero", _shrink)
@@ -106,7 +100,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} exists already; remove it or choose another output")
-    text = _read(arguments.vocabulary) if arguments.vocabulary else ""
+    text = read_text(arguments.vocabulary) if arguments.vocabulary else ""
     from hf_compress.architecture.shrink import shrink
     from hf_compress.architecture.vocabulary import shrink_vocabulary
     from hf_compress.measurement.load import load_model

@@ -16,7 +16,7 @@ from hf_compress.quantization.config import QuantizationConfig
 
 @dataclass(frozen=True)
 class CompressionConfig(Options):
-    """Distillation and pruning happen while training; quantization happens after it, in `save_compressed`."""
+    """Distillation and pruning happen in training; quantization after it, in `save_compressed`, or, aware, in both."""
 
     distillation: DistillationConfig | None = field(default=None, metadata={"help": "learn from a teacher"})
     pruning: PruningConfig | None = field(default=None, metadata={"help": "zero weights or units gradually"})

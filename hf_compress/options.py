@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_compress.errors import ConfigError, did_you_mean
+from hf_compress.errors import ConfigError, DataError, did_you_mean
 
 SelfOptions = TypeVar("SelfOptions", bound="Options")
 
@@ -124,6 +124,18 @@ def read_data_file(path: str | Path) -> Any:
         raise ConfigError(f"there is no file {path}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def read_text(path: str | Path) -> str:
+    """Return what a text file holds.
+
+    Raises:
+        DataError: if there is no such file, or it is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+        raise DataError(f"expected a text file, found {str(path)!r}: {error}") from error
 
 
 def read_yaml(text: str) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 from hf_compress.errors import ConfigError, did_you_mean
 from hf_compress.measurement.config import MeasureSettings
 from hf_compress.measurement.environment import environment
+from hf_compress.measurement.exported import is_exported, read_report
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.measurement.load import load_model, read_config
 from hf_compress.measurement.memory import measure_peak_memory
@@ -142,11 +143,15 @@ def _check_known(names: Any, known: Any) -> None:
 def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
     """Return what the saved model itself says about how it was made."""
     config = read_config(folder)
-    found: dict[str, Any] = {"architecture": type(model).__name__}
+    name = type(model).__name__ if not is_exported(folder) else (config.get("architectures") or ["exported"])[0]
+    found: dict[str, Any] = {"architecture": name}
     if config.get("quantization_config"):
         found["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if k[0] != "_"}
         plain = (n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
         found["left_alone"] = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in plain})
+    report = read_report(folder)
+    if report:
+        found["export"] = report
     if (folder / "oneshot.json").is_file():
         oneshot = json.loads((folder / "oneshot.json").read_text(encoding="utf-8"))
         found["oneshot"] = {**oneshot["config"], "calibration": oneshot["calibration"]}

@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement.environment import default_device
+from hf_compress.measurement.exported import ExportedModule, is_exported, program_files
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -36,13 +37,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Return the safetensors files that `from_pretrained` reads; others in the folder, such as masks, are no weights.
+    """Return the files that hold the weights: safetensors that `from_pretrained` reads, or an exported program.
+
+    Others in the folder, such as masks, are no weights.
 
     Raises:
         ConfigError: if there are none, one of several is missing, or no such folder.
     """
     if not Path(folder).is_dir():
         raise ConfigError(f"there is no model folder {folder}; give a folder written by save_pretrained")
+    if is_exported(folder):
+        return program_files(folder)
     whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
     if whole.is_file():
         return [whole]
@@ -83,7 +88,7 @@ def model_class(folder: str | Path) -> type[Any]:
 
 
 def load_model(folder: str | Path, device: str | None = None) -> nn.Module:
-    """Load a saved model with stock transformers, in eval mode.
+    """Load a saved model with stock transformers, in eval mode; an exported one becomes an `ExportedModule`.
 
     Args:
         folder: written by `save_pretrained`; quantized weights are loaded as they are.
@@ -93,6 +98,8 @@ def load_model(folder: str | Path, device: str | None = None) -> nn.Module:
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
         UnsupportedError: if its class is not part of transformers.
     """
+    if is_exported(folder):
+        return ExportedModule(folder, device).eval()
     cls = model_class(folder)
     weight_files(folder)
     device = device or default_device()

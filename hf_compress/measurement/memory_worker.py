@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hf_compress.measurement.exported import is_exported
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
 from hf_compress.measurement.load import is_quantized, load_model, model_class
 
@@ -36,7 +37,10 @@ def _warm_up(folder: str) -> None:
     # transformers imports part of itself only when a first model is loaded, so a tiny one is.
     from transformers import BertConfig, BertModel
 
-    model_class(folder)
+    if is_exported(folder):
+        import transformers.exporters  # noqa: F401
+    else:
+        model_class(folder)
     if is_quantized(folder):
         import bitsandbytes  # noqa: F401
     sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}

@@ -43,7 +43,7 @@ def unquantized_source(record: Record, earlier: Sequence[Record]) -> Record | No
 
 
 def _is_quantized(record: Record) -> bool:
-    return bool(record.method.get("quantization_config"))
+    return bool(record.method.get("quantization_config") or record.method.get("export", {}).get("quantization"))
 
 
 def _parameters(record: Record) -> list[float]:

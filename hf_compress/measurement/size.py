@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hf_compress.measurement.exported import is_exported, read_report
 from hf_compress.measurement.load import is_quantized, load_model, model_class, weight_files
 from hf_compress.measurement.record import Measurement
 
@@ -35,7 +36,8 @@ def measure_size(folder: str | Path) -> list[Measurement]:
     weight of 0.
 
     Returns:
-        bytes_on_disk (weights only), folder_bytes, parameters and, unless quantized, nonzeros and sparsity.
+        bytes_on_disk (weights only), folder_bytes, parameters and, unless quantized or exported, nonzeros and
+        sparsity.
 
     Raises:
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
@@ -46,6 +48,10 @@ def measure_size(folder: str | Path) -> list[Measurement]:
         Measurement("bytes_on_disk", sum(f.stat().st_size for f in files), "bytes"),
         Measurement("folder_bytes", sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()), "bytes"),
     ]
+    if is_exported(folder):
+        # A program holds constants that are no parameters; only what made it can say how many there were.
+        count = read_report(folder).get("parameters")
+        return found if count is None else [*found, Measurement("parameters", count, "parameters")]
     skeleton = _skeleton(folder)
     if is_quantized(folder):
         # The files hold packed codes and their scales; the shapes that these stand for are those of the plain model.

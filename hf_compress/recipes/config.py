@@ -59,11 +59,21 @@ class TaskConfig(Options):
 
 
 @dataclass(frozen=True)
+class ExportConfig(Options):
+    """What another runtime gets."""
+
+    format: str = field(default="openvino", metadata={"help": "onnx, openvino or executorch"})
+    quantization: str | None = field(
+        default=None, metadata={"help": "dynamic or static: 8-bit weights, activations in 8 bit too; none: as it is"}
+    )
+
+
+@dataclass(frozen=True)
 class StageConfig(Options):
     """One step of a recipe; which options it takes depends on its kind."""
 
     name: str = field(metadata={"help": "name of the stage and of the folder that it writes"})
-    kind: str = field(metadata={"help": "train, shrink, oneshot or quantize"})
+    kind: str = field(metadata={"help": "train, shrink, oneshot, quantize or export"})
     source: str | None = field(
         default=None, metadata={"help": "what to start from: an earlier stage, a folder or a Hub id"}
     )
@@ -91,9 +101,11 @@ class StageConfig(Options):
     )
     oneshot: OneShotConfig | None = field(default=None, metadata={"help": "oneshot: what goes without training"})
     samples: int | None = field(
-        default=None, metadata={"help": "oneshot: training samples that are looked at; default 1024"}
+        default=None,
+        metadata={"help": "oneshot, static export, calibrated schemes: training samples looked at; default 1024"},
     )
     quantization: QuantizationConfig | None = field(default=None, metadata={"help": "quantize: scheme and options"})
+    export: ExportConfig | None = field(default=None, metadata={"help": "export: format and quantization"})
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""

@@ -6,68 +6,18 @@ Level: outside. A new kind of stage is one decorated function here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from hf_compress.errors import ConfigError, RecipeError, did_you_mean
+from hf_compress.recipes import untrained  # noqa: F401  (registers its stages)
 from hf_compress.recipes.config import RecipeConfig, StageConfig
-from hf_compress.recipes.tasks import Task
-from hf_compress.registry import Registry
+from hf_compress.recipes.stage import STAGES, StageContext, stage_kind
 
-
-@dataclass
-class StageContext:
-    """What a stage may use.
-
-    Args:
-        recipe: the whole recipe.
-        stage: this stage.
-        task: data, collator, processor.
-        output: folder to make; it does not exist yet.
-        work: folder for checkpoints, kept when the run is interrupted.
-        resolve: turns the name of an earlier stage into its folder and leaves ids and paths as they are.
-    """
-
-    recipe: RecipeConfig
-    stage: StageConfig
-    task: Task
-    output: Path
-    work: Path
-    resolve: Callable[[str], str]
-    method: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StageKind:
-    """A kind of stage: the function that runs it and the options of `StageConfig` that it takes."""
-
-    run: Callable[[StageContext], Mapping[str, Any]]
-    options: frozenset[str]
-
-    def __call__(self, context: StageContext) -> Mapping[str, Any]:
-        """Run the stage; returns what was done to the model, for its record."""
-        return self.run(context)
-
-
-STAGES: Registry[StageKind] = Registry("kind of stage")
-
-# Of a stage that measures units: samples by default, and of a batch.
-_SAMPLES, _BATCH = 1024, 32
 # Training arguments that change nothing about the result.
 _BOOKKEEPING = (
     "report_to", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "disable_tqdm", "use_cpu",
 )  # fmt: skip
-
-
-def stage_kind(name: str, *options: str) -> Callable[[Callable[[StageContext], Mapping[str, Any]]], StageKind]:
-    """Register a function as a kind of stage that takes the named options."""
-
-    def add(run: Callable[[StageContext], Mapping[str, Any]]) -> StageKind:
-        return STAGES.register(name)(StageKind(run, frozenset(options)))
-
-    return add
 
 
 def check_stages(recipe: RecipeConfig) -> None:
@@ -86,6 +36,8 @@ def check_stages(recipe: RecipeConfig) -> None:
                 _check_training(stage)
             if stage.kind == "oneshot":
                 _check_oneshot(stage)
+            if stage.kind == "quantize" and stage.quantization is not None:
+                _check_quantization(stage.quantization)
         except (ConfigError, RecipeError) as error:
             problems.append(f"stage {stage.name!r}: {error}")
         later = [s.name for s in recipe.stages if s.name not in earlier]
@@ -109,6 +61,14 @@ def _check_oneshot(stage: StageConfig) -> None:
     check_config(stage.oneshot)
 
 
+def _check_quantization(config: Any) -> None:
+    from hf_compress.quantization.schemes import scheme_of
+
+    scheme_of(config)
+    if config.aware:
+        raise RecipeError("aware belongs into compression.quantization of a stage of kind 'train' before this one")
+
+
 def _check_training(stage: StageConfig) -> None:
     import dataclasses
 
@@ -124,8 +84,8 @@ def _check_training(stage: StageConfig) -> None:
     distils = compression is not None and compression.distillation is not None
     if distils != (stage.teacher is not None):
         raise RecipeError("compression.distillation and teacher go together: give both or none")
-    if compression is not None and compression.quantization is not None:
-        raise RecipeError("compression.quantization belongs into a stage of kind 'quantize' after this one")
+    if compression is not None and compression.quantization is not None and not compression.quantization.aware:
+        raise RecipeError("compression.quantization without aware belongs into a stage 'quantize' after this one")
     if compression is not None and compression.pruning is not None:
         # Looks up structure, criterion and schedule.
         Pruner(compression.pruning)
@@ -225,61 +185,3 @@ def _training_method(stage: StageConfig, options: Mapping[str, Any], trainer: An
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-@stage_kind("shrink", "layers", "ffn", "heads", "hidden", "filters")
-def shrink(context: StageContext) -> Mapping[str, Any]:
-    """Remove layers, FFN units, heads and channels for real: those asked for, or all that are entirely zero."""
-    from hf_compress.architecture.shrink import shrink as shrink_model
-    from hf_compress.measurement.load import load_model
-
-    stage = context.stage
-    layers = list(stage.layers) if isinstance(stage.layers, tuple) else stage.layers
-    source = load_model(context.resolve(str(stage.source)))
-    amounts: dict[str, Any] = {
-        "layers": layers,
-        "ffn": stage.ffn,
-        "heads": stage.heads,
-        "hidden": stage.hidden,
-        "filters": stage.filters,
-    }
-    model = shrink_model(source, **amounts)
-    model.save_pretrained(context.output)
-    context.task.processing_class.save_pretrained(context.output)
-    if stage.ffn is None:
-        amounts["ffn"] = "units that are entirely zero"
-    return {"shrink": _given(amounts)}
-
-
-@stage_kind("oneshot", "oneshot", "samples")
-def oneshot(context: StageContext) -> Mapping[str, Any]:
-    """Prune weights, or remove units, without training, chosen and made good on training samples."""
-    import torch
-
-    from hf_compress.measurement.load import load_model
-    from hf_compress.pruning.oneshot.api import prune_oneshot
-    from hf_compress.pruning.oneshot.config import OneShotConfig
-
-    stage, rows = context.stage, context.task.rows["train"]
-    config = stage.oneshot or OneShotConfig()
-    generator = torch.Generator().manual_seed(context.recipe.seed)
-    chosen = torch.randperm(len(rows), generator=generator)[: stage.samples or _SAMPLES].tolist()
-    batches = [
-        dict(context.task.collator([rows[i] for i in chosen[first : first + _BATCH]]))
-        for first in range(0, len(chosen), _BATCH)
-    ]
-    model = prune_oneshot(load_model(context.resolve(str(stage.source))), config, batches)
-    model.save_pretrained(context.output)
-    context.task.processing_class.save_pretrained(context.output)
-    return {"oneshot": {**config.to_dict(defaults=False), "samples": len(chosen)}}
-
-
-@stage_kind("quantize", "quantization")
-def quantize(context: StageContext) -> Mapping[str, Any]:
-    """Quantize with bitsandbytes."""
-    from hf_compress.quantization.bnb import quantize as quantize_folder
-    from hf_compress.quantization.config import QuantizationConfig
-
-    config = context.stage.quantization or QuantizationConfig()
-    quantize_folder(context.resolve(str(context.stage.source)), context.output, config)
-    return {"quantization": config.to_dict()}

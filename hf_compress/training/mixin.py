@@ -20,11 +20,12 @@ from hf_compress.pruning.callback import PruningCallback, refuse_sharding
 from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
+from hf_compress.quantization.bnb import protect_4bit
 from hf_compress.training.agreement import TeacherAgreement
+from hf_compress.training.aware import aware_callback
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
 from hf_compress.training.loss import CompressionLoss
-from hf_compress.training.projections import STATE_FILE as PROJECTIONS
-from hf_compress.training.projections import ProjectionCallback, projection_callback
+from hf_compress.training.projections import SideCallback, projection_callback
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
 from hf_compress.training.setup import check_arguments, keep_training_state_home, refuse_empty
@@ -65,11 +66,12 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self.pruner: Pruner | None = None
         self._objective: TeacherEnsemble | None = None
         self._pruning_callback: PruningCallback | None = None
-        self._projections: ProjectionCallback | None = None
+        self._sides: list[SideCallback] = []
         self._agreement: TeacherAgreement | None = None
         super().__init__(*args, **kwargs)
         if compression is None:
             return
+        protect_4bit(self.model)
         if compression.pruning is not None:
             refuse_sharding(self.args)
             self.pruner = Pruner(compression.pruning)
@@ -83,10 +85,13 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
                 compression.distillation, teacher, self.model, self.args.device, self.processing_class
             )
             if self._objective.projections:
-                self._projections = projection_callback(self, self._objective.projections, self._restore)
-                self.add_callback(self._projections)
+                self._sides.append(projection_callback(self, self._objective.projections, self._restore))
             if compression.distillation.measure_agreement:
                 self._agreement = TeacherAgreement(self, self._objective)
+        aware = aware_callback(self, self._restore)
+        self._sides += [aware] if aware is not None else []
+        for side in self._sides:
+            self.add_callback(side)
         self._loss = CompressionLoss(self, self._objective, alignment_of(self.model))
         if unlabeled_dataset is not None and compression.distillation is not None:
             ratio = compression.distillation.unlabeled_ratio
@@ -98,10 +103,10 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         keep_training_state_home(self)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the Trainer's optimizer; projections between widths are trained by it too."""
+        """Make the Trainer's optimizer; projections between widths and learned ranges are trained by it too."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self._projections is not None:
-            self._projections.add_to(optimizer)
+        for side in self._sides:
+            side.add_to(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -172,7 +177,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
     @property
     def checkpoint_files(self) -> list[str]:
         """Names of the files that a checkpoint must have beside the Trainer's own."""
-        return [*([PRUNING_STATE] if self.pruner else []), *([PROJECTIONS] if self._projections else [])]
+        return [*([PRUNING_STATE] if self.pruner else []), *(side.file for side in self._sides if side.has_state)]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` takes the newest checkpoint that was written completely.
@@ -212,8 +217,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         folder = Path(output_dir or self.args.output_dir)
         # The states go in before trainer_state.json, which the Trainer writes last.
         is_checkpoint = folder.name == f"checkpoint-{self.state.global_step}"
-        if self._projections is not None and is_checkpoint and self.args.should_save:
-            self._projections.save(folder)
+        for side in self._sides if is_checkpoint and self.args.should_save else ():
+            side.save(folder)
         if self.pruner is not None and is_checkpoint:
             # Resuming checks masks against weights.
             save_pruning_state(self.pruner, folder, write=self.args.should_save)

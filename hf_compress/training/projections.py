@@ -1,4 +1,4 @@
-"""Projections between the widths of student and teacher, trained beside the student.
+"""Parameters trained beside the model, such as projections between the widths of student and teacher.
 
 Level: glue. They are in the optimizer and in checkpoints, and never in the model or what is saved of it.
 """
@@ -19,40 +19,51 @@ from hf_compress.errors import CheckpointError, UnsupportedError
 STATE_FILE = "distillation_state.safetensors"
 
 
-class ProjectionCallback(TrainerCallback):
-    """Keeps projections in step over processes, checkpoints and resumption.
+class SideCallback(TrainerCallback):
+    """Keeps modules beside the model in step over processes, checkpoints and resumption.
 
     Args:
-        projections: at least one; moved to the device of training.
+        modules: on the device of training.
         restore: the callback that knows which checkpoint a run resumes from.
+        file: name of their file in a checkpoint.
+        what: they are called in messages.
     """
 
-    def __init__(self, projections: nn.ModuleDict, restore: Any) -> None:
-        self.projections = projections
+    def __init__(self, modules: nn.ModuleDict, restore: Any, file: str, what: str) -> None:
+        self.modules = modules
+        self.file = file
         self._restore = restore
+        self._what = what
+
+    @property
+    def has_state(self) -> bool:
+        """Say whether there is anything to keep in checkpoints."""
+        return bool(self.modules.state_dict())
 
     def add_to(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let `optimizer` train the projections, without weight decay, once."""
+        """Let `optimizer` train the parameters, without weight decay, once."""
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        fresh = [p for p in self.projections.parameters() if id(p) not in known]
+        fresh = [p for p in self.modules.parameters() if id(p) not in known]
         if fresh:
             optimizer.add_param_group({"params": fresh, "weight_decay": 0.0})
 
     def save(self, folder: str | Path) -> None:
-        """Write the projections into a checkpoint folder, whole or not at all."""
+        """Write their state into a checkpoint folder, whole or not at all."""
+        if not self.has_state:
+            return
         from safetensors.torch import save_file
 
-        part = Path(folder) / (STATE_FILE + ".part")
-        save_file({n: t.detach().cpu().contiguous() for n, t in self.projections.state_dict().items()}, part)
-        os.replace(part, Path(folder) / STATE_FILE)
+        part = Path(folder) / (self.file + ".part")
+        save_file({n: t.detach().cpu().contiguous() for n, t in self.modules.state_dict().items()}, part)
+        os.replace(part, Path(folder) / self.file)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the projections of the checkpoint that the run resumes from."""
+        """Read the state in the checkpoint that the run resumes from."""
         folder = self._restore.resumed_from(args, state)
         if folder is not None:
-            self._load(folder)
+            self.load(folder)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,7 +73,7 @@ class ProjectionCallback(TrainerCallback):
             return
         import torch.distributed
 
-        for parameter in self.projections.parameters():
+        for parameter in self.modules.parameters():
             if parameter.grad is not None:
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= args.world_size
@@ -71,22 +82,29 @@ class ProjectionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget the gradients; the Trainer does so with those of the model only."""
-        self.projections.zero_grad()
+        self.modules.zero_grad()
 
-    def _load(self, folder: Path) -> None:
+    def load(self, folder: str | Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing, or of other modules.
+        """
+        if not self.has_state:
+            return
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            self.projections.load_state_dict(load_file(folder / STATE_FILE))
+            self.modules.load_state_dict(load_file(Path(folder) / self.file))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(
-                f"the projections in {folder.name} cannot be read ({error}); resume with the same options and "
-                "teacher, or from another checkpoint"
+                f"the {self._what} in {Path(folder).name} cannot be read ({error}); resume with the same options and "
+                "models, or from another checkpoint"
             ) from error
 
 
-def projection_callback(trainer: Any, projections: nn.ModuleDict, restore: Any) -> ProjectionCallback:
+def projection_callback(trainer: Any, projections: nn.ModuleDict, restore: Any) -> SideCallback:
     """Place `projections` beside the model of `trainer`.
 
     Raises:
@@ -97,4 +115,4 @@ def projection_callback(trainer: Any, projections: nn.ModuleDict, restore: Any) 
             "hidden_weight between different widths trains projections outside the model, which FSDP and DeepSpeed "
             "cannot; use relation_weight or gram_weight, or train under DistributedDataParallel"
         )
-    return ProjectionCallback(projections.to(trainer.args.device), restore)
+    return SideCallback(projections.to(trainer.args.device), restore, STATE_FILE, "projections")

@@ -86,7 +86,7 @@ def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
 
 def _write_compressed(trainer: Any, output: Path) -> None:
     from hf_compress.architecture.shrink import shrink
-    from hf_compress.quantization.bnb import quantize
+    from hf_compress.quantization.api import quantize
 
     config = trainer.compression
     model = trainer.accelerator.unwrap_model(trainer.model)

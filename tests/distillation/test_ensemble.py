@@ -49,7 +49,7 @@ def test_a_trainer_takes_models_and_folders_of_different_shapes_together(tmp_pat
         train_dataset=tiny.sentences(),
     )
     trainer.train()
-    assert set(trainer._projections.projections) == {"0"}
+    assert set(trainer._sides[0].modules) == {"0"}
     assert all(e["hidden_loss"] > 0 for e in trainer.state.log_history if "hidden_loss" in e)
 
 

@@ -95,7 +95,7 @@ def test_projections_between_widths_learn_and_are_in_checkpoints_and_not_in_the_
         )
 
     trainer = made()
-    projections = trainer._projections.projections
+    projections = trainer._sides[0].modules
     start = copy.deepcopy(projections.state_dict())
     assert {tuple(p.shape) for p in projections.parameters()} == {(24, 16)}
     trainer.train()
@@ -113,7 +113,7 @@ def test_projections_between_widths_learn_and_are_in_checkpoints_and_not_in_the_
     for (name, one), other in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
     assert all(
-        torch.equal(t, projections.state_dict()[n]) for n, t in resumed._projections.projections.state_dict().items()
+        torch.equal(t, projections.state_dict()[n]) for n, t in resumed._sides[0].modules.state_dict().items()
     )
     (tmp_path / "checkpoint-8" / "distillation_state.safetensors").unlink()
     with pytest.raises(CheckpointError, match="distillation_state.safetensors is missing.*resume from checkpoint-4"):
@@ -123,7 +123,7 @@ def test_projections_between_widths_learn_and_are_in_checkpoints_and_not_in_the_
 def test_relations_and_similarities_need_no_projection(tmp_path):
     config = DistillationConfig(relation_weight=1.0, gram_weight=1.0)
     trainer = trainer_of(tmp_path, config=config, teacher=tiny.bert(1, **WIDER), max_steps=2)
-    assert trainer._projections is None
+    assert not trainer._sides
     trainer.train()
 
 

@@ -1,0 +1,176 @@
+"""`quantize`: from a plain model folder to a quantized one that stock transformers loads, checked by loading it back.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_compress.architecture.heads import head_modules
+from hf_compress.errors import OutputExistsError, QuantizationError
+from hf_compress.imports import require
+from hf_compress.measurement import load
+from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.quantization.config import QuantizationConfig
+from hf_compress.quantization.schemes import Scheme, scheme_of
+
+# What else makes a model folder usable: tokenizers, processors, generation settings, licences.
+_COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template*",
+    "LICENSE*",
+)  # fmt: skip
+# Equal weights give equal logits; what remains is the order of float additions.
+_RELOAD_TOLERANCE = 1e-4
+
+Batch = Mapping[str, torch.Tensor]
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path,
+    config: QuantizationConfig | None = None,
+    batches: Sequence[Batch] = (),
+) -> Path:
+    """Write a quantized copy of the model folder `source` to `output`, which loads with stock `from_pretrained`.
+
+    Linear layers are quantized; the output head, `config.skip_modules` and layers whose shape the scheme cannot take
+    are left alone. The copy is saved before its first forward pass and loaded back: both must give the same logits.
+    `source` stays as it is: other formats are made from it, never from the copy. Runs on CUDA where there is one,
+    else on the CPU.
+
+    Args:
+        source: folder of a plain model.
+        output: folder to make; it must not exist or be empty.
+        config: scheme and options; LLM.int8() if not given.
+        batches: inputs of the model for schemes that are calibrated (gptq), e.g. from `calibration_batches`.
+
+    Returns:
+        `output`.
+
+    Raises:
+        OutputExistsError: if `output` already holds something.
+        ConfigError: if `source` is no saved model, or there is no such scheme.
+        MissingDependencyError: if the package of the scheme is missing, with the line that installs it.
+        QuantizationError: if an option is not for the scheme, samples are missing, the model is quantized already,
+            has no linear layer to quantize, or loads back differently. Nothing is written then.
+    """
+    config = config or QuantizationConfig()
+    scheme = scheme_of(config)
+    for package in scheme.packages:
+        require(package, f"the quantization scheme {config.scheme}")
+    if scheme.is_calibrated and not batches:
+        raise QuantizationError(f"{config.scheme} is calibrated on samples: give batches, e.g. of calibration_batches")
+    source, output = Path(source), Path(output)
+    model_class = load.model_class(source)
+    if load.is_quantized(source):
+        raise QuantizationError(f"{source.name} is quantized already; start from its 16- or 32-bit source")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        part = Path(scratch) / output.name
+        skip = modules_to_skip(model_class, source, config, scheme)
+        model = load_quantized(source, config, skip, batches)
+        # bitsandbytes repacks 4-bit weights for the CPU at the first forward pass and saves them wrongly after it.
+        model.save_pretrained(part)
+        _check_reload(model, model_class, part)
+        copy_companions(source, part)
+        os.replace(part, output)
+    return output
+
+
+def load_quantized(source: str | Path, config: QuantizationConfig, skip: Sequence[str], batches: Any = ()) -> Any:
+    """Load a plain model folder and quantize it in memory, in eval mode.
+
+    Args:
+        source: folder of a plain model.
+        config: scheme and options.
+        skip: names of all modules to leave alone.
+        batches: for schemes that are calibrated.
+    """
+    settings = scheme_of(config)(config, skip, batches)
+    dtype = {} if config.dtype is None else {"dtype": getattr(torch, config.dtype)}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return (
+        load.model_class(source)
+        .from_pretrained(source, quantization_config=settings, device_map={"": device}, **dtype)
+        .eval()
+    )
+
+
+def modules_to_skip(model_class: Any, source: Path, config: QuantizationConfig, scheme: Scheme) -> list[str]:
+    """Return the names of modules that stay as they are: heads, those asked for, and those that do not fit.
+
+    Raises:
+        QuantizationError: if a name matches nothing, or nothing is left to quantize.
+    """
+    from transformers import AutoConfig
+
+    with torch.device("meta"):
+        skeleton = model_class(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    known = {name for name, _ in skeleton.named_modules()}
+    unknown = [m for m in config.skip_modules if not any(n == m or n.endswith(m) or n.startswith(m) for n in known)]
+    if unknown:
+        raise QuantizationError(f"skip_modules matches no module: {', '.join(unknown)}")
+    skip = [*head_modules(skeleton), *config.skip_modules]
+    unfit = {n: scheme.unfit(m, config) for n, m in linear_layers(skeleton, skip)}
+    left = [name for name, reason in unfit.items() if not reason]
+    if not left:
+        reasons = "; ".join(f"{n}: {reason}" for n, reason in list(unfit.items())[:3])
+        raise QuantizationError(
+            f"{model_class.__name__} has no linear layer to quantize besides its output head and the skipped modules "
+            f"({', '.join(config.skip_modules) or 'none'}){'; ' + reasons if reasons else ''}"
+        )
+    return [*skip, *(name for name, reason in unfit.items() if reason)]
+
+
+def linear_layers(model: nn.Module, skip: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the linear layers, GPT-2's transposed ones too, that are quantized with `skip` as the names to leave."""
+    for name, module in model.named_modules():
+        if (type(module) is nn.Linear or is_transposed(module)) and not _is_skipped(name, skip):
+            yield name, module
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Say whether `module` is a linear layer whose weight is (inputs, outputs), as in GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _is_skipped(name: str, skip: Sequence[str]) -> bool:
+    # As transformers matches them: beginnings up to a dot, as regular expressions, and ends.
+    return any(re.match(rf"(?:{s})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(s) for s in skip)
+
+
+@torch.inference_mode()
+def _check_reload(model: Any, model_class: Any, folder: Path) -> None:
+    inputs = dummy_inputs(model, batch_size=2)
+    expected = model(**inputs)[0].float()
+    found = model_class.from_pretrained(folder, device_map={"": model.device}).eval()(**inputs)[0].float()
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not difference <= _RELOAD_TOLERANCE:
+        raise QuantizationError(
+            f"the saved model gives other outputs than the quantized one in memory (relative difference "
+            f"{difference:.2g}, at most {_RELOAD_TOLERANCE:g} expected); nothing was written. Try double_quant=True "
+            "or another version of the scheme's package"
+        )
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizers, processors and licences from one model folder to another."""
+    for pattern in _COMPANIONS:
+        for path in source.glob(pattern):
+            if path.is_file() and not path.name.endswith(".safetensors"):
+                shutil.copy2(path, target / path.name)

@@ -1,0 +1,164 @@
+"""`export`: a model for ONNX Runtime, OpenVINO or ExecuTorch, in 8 bit if asked, checked against the torch model.
+
+Level: state. The work is done by `transformers.exporters`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_compress.errors import ConfigError, DataError, OutputExistsError, QuantizationError
+from hf_compress.imports import require
+from hf_compress.measurement import load
+from hf_compress.measurement.exported import REPORT, ExportedModule
+from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.quantization.api import copy_companions
+from hf_compress.quantization.aware import as_codes
+from hf_compress.quantization.formats import FORMATS, Format
+
+# Largest relative distance of outputs, by default; without batches the inputs are random tokens, on which 8 bits tell
+# less than on real ones. A program that computes something else is off by 1 or more.
+_TOLERANCES = {None: 0.01, "dynamic": 0.5, "static": 0.5}
+
+Batch = Mapping[str, torch.Tensor]
+
+
+def export(
+    model: nn.Module | str | Path,
+    format: str,
+    output: str | Path,
+    *,
+    quantization: str | None = None,
+    batches: Sequence[Batch] = (),
+    tolerance: float | None = None,
+) -> Path:
+    """Write `model` for another runtime; shapes are free there, so models with other sizes in each layer go too.
+
+    `transformers.exporters.ExportedModel.from_pretrained` loads what is written, without hf_compress, and `measure`
+    takes it like any model. Language models are exported as one forward pass without a cache of keys and values.
+    Layers that were trained with rounded weights (`QuantizationConfig(aware=True)`) are stored in their 8-bit codes,
+    with the ranges of activations that were observed; leave `quantization` out then.
+
+    Args:
+        model: a plain transformers model, or the folder of one; a model of your own code as an object.
+        format: "onnx", "openvino" or "executorch".
+        output: folder to make; it must not exist or be empty.
+        quantization: None; "dynamic", 8-bit weights, and activations rounded as they come; "static", 8-bit weights
+            and activations, in ranges that `batches` show.
+        batches: inputs by name; all of them are used, for "static" only. The first one also names the inputs.
+        tolerance: largest relative distance (Frobenius) of the outputs from those of the model, on inputs of two
+            shapes; default 0.01, in 8 bit 0.5.
+
+    Returns:
+        `output`. The distance found is in its `compression.json`.
+
+    Raises:
+        OutputExistsError: if `output` already holds something.
+        ConfigError: if `model` is no saved model, or there is no such format or quantization.
+        DataError: if "static" has no batches.
+        MissingDependencyError: if a package is missing, with the line that installs it.
+        QuantizationError: if the model is quantized already, or what was written is too far from it. Nothing is
+            written then.
+    """
+    kind = _checked(format, quantization, batches)
+    folder, output = None if isinstance(model, nn.Module) else Path(model), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
+    if folder is not None and load.is_quantized(folder):
+        raise QuantizationError(
+            f"{folder.name} is quantized, which no exporter reads; export its 16- or 32-bit source"
+        )
+    source: Any = load.load_model(folder, "cpu") if folder is not None else model
+    if getattr(source, "is_quantized", False):
+        raise QuantizationError("this model is quantized, which no exporter reads; export its 16- or 32-bit source")
+    samples = [{n: t for n, t in batch.items() if n != "labels"} for batch in batches]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        part = Path(scratch) / output.name
+        was_training = source.training
+        try:
+            # NNCF prints its progress to where results are printed.
+            with contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):
+                report = _write(source.eval(), kind(quantization, samples), samples, part)
+        finally:
+            source.train(was_training)
+        report = {"format": format, "quantization": quantization, "samples": _count(samples, quantization), **report}
+        report["tolerance"] = _TOLERANCES[quantization] if tolerance is None else tolerance
+        if not report["difference"] <= report["tolerance"]:
+            raise QuantizationError(
+                f"the outputs of the {format} model lie {report['difference']:.2g} (relative) from those of the torch "
+                f"model, at most {report['tolerance']:g} was expected; nothing was written. Leave quantization out, "
+                "give static more batches that are like the real inputs, or set tolerance"
+            )
+        (part / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if folder is not None:
+            copy_companions(folder, part)
+        os.replace(part, output)
+    return output
+
+
+def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) -> Format:
+    kind = FORMATS.get(format)
+    if quantization is not None and quantization not in kind.quantizations:
+        raise ConfigError(f"quantization must be none, {', '.join(kind.quantizations)}, found {quantization!r}")
+    for package in (*kind.packages, *(kind.quantizations[quantization] if quantization else ())):
+        require(package, f"exporting to {format}")
+    if quantization == "static" and not batches:
+        raise DataError("static quantization is calibrated on samples: give batches of inputs like the real ones")
+    return kind
+
+
+def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -> dict[str, Any]:
+    from transformers.exporters import AutoHfExporter
+
+    inputs = dict(samples[0]) if samples else example_inputs(source, 2)
+    is_caching = getattr(source.config, "use_cache", None)
+    if is_caching:
+        source.config.use_cache = False
+    try:
+        # The exporter may pop inputs that only switch outputs.
+        exported = AutoHfExporter.from_config(settings).export(source, dict(inputs), settings)
+        exported.save_pretrained(folder)
+        difference = _difference(source, ExportedModule(folder, "cpu", is_exact=True), inputs)
+    finally:
+        if is_caching:
+            source.config.use_cache = is_caching
+    parameters = sum(p.numel() for p in source.parameters())
+    return {"difference": difference, "parameters": parameters, "inputs": sorted(inputs)}
+
+
+def example_inputs(model: Any, batch_size: int, length: int | None = None) -> dict[str, torch.Tensor]:
+    """Return dummy inputs with everything that the model's tokenizer gives; an exported program takes nothing else."""
+    inputs = dummy_inputs(model, batch_size, length)
+    takes = inspect.signature(model.forward).parameters
+    if getattr(model.config, "type_vocab_size", 0) and "token_type_ids" in takes and "input_ids" in inputs:
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    return inputs
+
+
+@torch.no_grad()
+def _difference(source: Any, exported: ExportedModule, inputs: Batch) -> float:
+    """Return the largest relative distance of outputs on inputs of two shapes."""
+    is_text = "input_ids" in inputs
+    other = example_inputs(source, 3, 17 if is_text else None)
+    other = {name: other[name] for name in inputs if name in other}
+    found = []
+    for batch in (inputs, *([other] if len(other) == len(inputs) else [])):
+        wanted, given = source(**batch)[0].float(), exported(**batch)[0].float()
+        found.append(float((wanted - given).norm() / wanted.norm().clamp_min(1e-12)))
+    return max(found)
+
+
+def _count(samples: Sequence[Batch], quantization: str | None) -> int:
+    return sum(len(next(iter(batch.values()))) for batch in samples) if quantization == "static" else 0

@@ -1,0 +1,102 @@
+"""Formats of other runtimes, and how transformers' exporters quantize for each.
+
+Level: state. A new format is one decorated function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_compress.registry import Registry
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that transformers exports to.
+
+    Args:
+        settings: (kind of quantization or None, calibration batches) -> transformers' export config.
+        packages: import names of what it needs without quantization.
+        quantizations: kind -> import names of what that needs besides.
+    """
+
+    settings: Callable[[str | None, Sequence[Batch]], Any]
+    packages: tuple[str, ...]
+    quantizations: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, quantization: str | None, batches: Sequence[Batch]) -> Any:
+        """Return transformers' export config."""
+        return self.settings(quantization, batches)
+
+
+FORMATS: Registry[Format] = Registry("export format")
+
+# What multiplies weights. Sums, norms and softmax stay in floating point, where 8 bits would cost most; so do
+# embeddings: one range for all rows took MiniLM's outputs from 0.32 to 0.73 off.
+_MULTIPLIES = ["MatMul", "Gemm", "Conv"]
+
+
+def _onnx(quantization: str | None, batches: Sequence[Batch]) -> Any:
+    from transformers.exporters import OnnxConfig
+    from transformers.exporters.quantizers import (
+        OnnxRuntimeDynamicConfig,
+        OnnxRuntimeQuantizer,
+        OnnxRuntimeStaticConfig,
+    )
+
+    if quantization is None:
+        return OnnxConfig(dynamic=True)
+    if quantization == "dynamic":
+        # Embeddings are gathered from 8 bits too.
+        return OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)))
+    # Products of activations with each other, as in attention, would be rounded twice and run slower.
+    options = {"MatMulConstBOnly": True}
+    static = OnnxRuntimeStaticConfig(op_types_to_quantize=_MULTIPLIES, per_channel=True, extra_options=options)
+    return OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(static, list(batches)))
+
+
+def _openvino(quantization: str | None, batches: Sequence[Batch]) -> Any:
+    from transformers.exporters import OpenVINOConfig
+
+    if quantization is None:
+        return OpenVINOConfig(dynamic=True)
+    from transformers.exporters.quantizers import (
+        NNCFOpenVINOQuantizer,
+        NNCFQuantizationConfig,
+        NNCFWeightCompressionConfig,
+    )
+
+    if quantization == "dynamic":
+        # The runtime rounds activations itself where weights have 8 bits.
+        import nncf
+
+        weights = NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT8_SYM)
+        return OpenVINOConfig(dynamic=True, quantizer=NNCFOpenVINOQuantizer(weights))
+    # Without a size NNCF looks at the first 300 samples only.
+    static = NNCFQuantizationConfig(subset_size=len(batches))
+    return OpenVINOConfig(dynamic=True, quantizer=NNCFOpenVINOQuantizer(static, list(batches)))
+
+
+def _executorch(quantization: str | None, batches: Sequence[Batch]) -> Any:
+    from transformers.exporters import ExecutorchConfig
+
+    if quantization is None:
+        return ExecutorchConfig(dynamic=True)
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from transformers.exporters.quantizers import PT2EQuantizer
+
+    settings = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=quantization == "dynamic")
+    quantizer = PT2EQuantizer(XNNPACKQuantizer().set_global(settings), list(batches) or None)
+    return ExecutorchConfig(dynamic=True, quantizer=quantizer)
+
+
+FORMATS.register("onnx")(Format(_onnx, ("onnx", "onnxscript", "onnxruntime"), {"dynamic": (), "static": ()}))
+FORMATS.register("openvino")(Format(_openvino, ("openvino",), {"dynamic": ("nncf",), "static": ("nncf",)}))
+FORMATS.register("executorch")(Format(_executorch, ("executorch",), {"dynamic": ("torchao",), "static": ("torchao",)}))

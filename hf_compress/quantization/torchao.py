@@ -1,0 +1,73 @@
+"""Schemes of torchao, through transformers' `TorchAoConfig`.
+
+Level: state. The only user of torchao.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_compress.quantization.config import QuantizationConfig
+from hf_compress.quantization.rounding import round_groups
+from hf_compress.quantization.schemes import SCHEMES, Scheme
+
+_PACKAGES = {"torchao": "0.18"}
+
+
+def _wrap(quant_type: Any, skip: Sequence[str]) -> Any:
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(quant_type, modules_to_not_convert=list(skip))
+
+
+def _round_8_bits(weight: torch.Tensor, config: QuantizationConfig) -> torch.Tensor:
+    return round_groups(weight, 8, None)
+
+
+def _round_4_bits(weight: torch.Tensor, config: QuantizationConfig) -> torch.Tensor:
+    return round_groups(weight, 4, config.group_size)
+
+
+def _no_groups(module: nn.Module, config: QuantizationConfig) -> str:
+    inputs = module.weight.shape[-1]
+    if config.group_size is None or inputs % config.group_size == 0:
+        return ""
+    return f"its {inputs} inputs are no multiple of the group size {config.group_size}"
+
+
+def _group(config: QuantizationConfig, inputs: int) -> int | None:
+    return config.group_size
+
+
+def _int8(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any]) -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return _wrap(Int8WeightOnlyConfig(), skip)
+
+
+def _int8_dynamic(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any]) -> Any:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    return _wrap(Int8DynamicActivationInt8WeightConfig(), skip)
+
+
+def _int4(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any]) -> Any:
+    from torchao.quantization import IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    group = PerAxis(0) if config.group_size is None else PerGroup(config.group_size)
+    return _wrap(IntxWeightOnlyConfig(torch.int4, group), skip)
+
+
+SCHEMES.register("torchao-int8")(Scheme(_int8, _PACKAGES, rounds=_round_8_bits, levels=127.5))
+SCHEMES.register("torchao-int8-dynamic")(
+    Scheme(_int8_dynamic, _PACKAGES, rounds=_round_8_bits, levels=127.5, activations="dynamic")
+)
+# Codes of 4 bits, stored in a byte each: what the runtimes of torchao unpack on a CPU.
+SCHEMES.register("torchao-int4")(
+    Scheme(_int4, _PACKAGES, frozenset({"group_size"}), rounds=_round_4_bits, unfit=_no_groups, group=_group)
+)
