@@ -31,6 +31,10 @@ _HOMES = {
     "save_per_layer": "architecture.per_layer",
     "quantize": "quantization.api",
     "export": "quantization.export",
+    "quantization_sensitivity": "quantization.sensitivity",
+    "mixed_precision": "quantization.sensitivity",
+    "recovery_adapter": "quantization.recovery",
+    "merge_recovered": "quantization.recovery",
     "cache_teacher": "distillation.cache",
     "choose_logit_weight": "training.choose",
     "make_student": "distillation.student",
@@ -65,6 +69,10 @@ if TYPE_CHECKING:
     from hf_compress.quantization.api import quantize as quantize
     from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
     from hf_compress.quantization.export import export as export
+    from hf_compress.quantization.recovery import merge_recovered as merge_recovered
+    from hf_compress.quantization.recovery import recovery_adapter as recovery_adapter
+    from hf_compress.quantization.sensitivity import mixed_precision as mixed_precision
+    from hf_compress.quantization.sensitivity import quantization_sensitivity as quantization_sensitivity
     from hf_compress.recipes.recipe import run_recipe as run_recipe
     from hf_compress.report.compare import compare as compare
     from hf_compress.training.choose import choose_logit_weight as choose_logit_weight

@@ -153,13 +153,17 @@ def save_per_layer(model: Any, folder: str | os.PathLike[str]) -> Path:
     parent, folder = type(model).__name__, Path(folder)
     name = f"PerLayer{parent}"
     auto = _auto_class(parent)
-    before = {key: getattr(model.config, key, None) for key in ("auto_map", "architectures")}
+    before = {key: vars(model.config).get(key) for key in ("auto_map", "architectures")}
     try:
         model.config.auto_map = {auto: f"{Path(_FILE).stem}.{name}"}
         model.save_pretrained(folder)
     finally:
         for key, value in before.items():
-            setattr(model.config, key, value)
+            if value is None:
+                # transformers looks into an auto_map that is there.
+                vars(model.config).pop(key, None)
+            else:
+                setattr(model.config, key, value)
     (folder / _FILE).write_text(_CODE.format(parent=parent, name=name, field=FIELD))
     return folder
 

@@ -22,7 +22,7 @@ from hf_compress.imports import require
 from hf_compress.measurement import load
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization.config import QuantizationConfig
-from hf_compress.quantization.schemes import Scheme, scheme_of
+from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of
 
 # What else makes a model folder usable: tokenizers, processors, generation settings, licences.
 _COMPANIONS = (
@@ -99,14 +99,16 @@ def load_quantized(source: str | Path, config: QuantizationConfig, skip: Sequenc
         skip: names of all modules to leave alone.
         batches: for schemes that are calibrated.
     """
-    settings = scheme_of(config)(config, skip, batches)
+    scheme = scheme_of(config)
     dtype = {} if config.dtype is None else {"dtype": getattr(torch, config.dtype)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return (
-        load.model_class(source)
-        .from_pretrained(source, quantization_config=settings, device_map={"": device}, **dtype)
-        .eval()
+    model = load.model_class(source).from_pretrained(
+        source, quantization_config=scheme(config, skip, batches), device_map={"": device}, **dtype
     )
+    if scheme.is_calibrated:
+        # The samples would be written into config.json.
+        model.config.quantization_config.dataset = model.config.quantization_config.tokenizer = None
+    return model.eval()
 
 
 def modules_to_skip(model_class: Any, source: Path, config: QuantizationConfig, scheme: Scheme) -> list[str]:
@@ -140,13 +142,6 @@ def linear_layers(model: nn.Module, skip: Sequence[str]) -> Iterator[tuple[str, 
     for name, module in model.named_modules():
         if (type(module) is nn.Linear or is_transposed(module)) and not _is_skipped(name, skip):
             yield name, module
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Say whether `module` is a linear layer whose weight is (inputs, outputs), as in GPT-2."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, Conv1D)
 
 
 def _is_skipped(name: str, skip: Sequence[str]) -> bool:

@@ -15,10 +15,10 @@ from torch import nn
 
 from hf_compress.architecture.heads import head_modules
 from hf_compress.errors import QuantizationError
-from hf_compress.quantization.api import is_transposed, linear_layers
+from hf_compress.quantization.api import linear_layers
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import affine, round_range, round_tokens, straight_through
-from hf_compress.quantization.schemes import Scheme, scheme_of
+from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of
 
 # Momentum of observed ranges (arXiv:1712.05877, section 3.1), and where sigmoid of the learned share begins
 # (OmniQuant, arXiv:2308.13137, section 3.3): 0.98 of the largest weight.

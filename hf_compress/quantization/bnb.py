@@ -6,6 +6,7 @@ Level: state. The only user of bitsandbytes.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import nn
 
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import FP4, NF4, round_blocks, round_rows
-from hf_compress.quantization.schemes import SCHEMES, Scheme
+from hf_compress.quantization.schemes import SCHEMES, Scheme, linear_inputs
 
 _PACKAGES = {"bitsandbytes": "0.49"}
 _OPTIONS_4_BIT = frozenset({"double_quant", "compute_dtype", "storage_dtype"})
@@ -51,14 +52,28 @@ def _round_4_bit(weight: torch.Tensor, config: QuantizationConfig) -> torch.Tens
     return round_blocks(weight, NF4 if config.scheme == "nf4" else FP4)
 
 
+def _bits(config: QuantizationConfig) -> float:
+    if config.scheme == "int8":
+        return 8.0
+    # A scale in 32 bits for each 64 weights, or in 8 bits with one of its own for each 256 scales.
+    return 4 + (8 + 32 / 256 if config.double_quant else 32) / 64
+
+
 def _block(config: QuantizationConfig, inputs: int) -> int | None:
-    # Blocks run through the whole weight; where they do not fit into its rows, learned shares are of rows.
-    return None if inputs % 64 else 64
+    return 64
 
 
-SCHEMES.register("int8")(Scheme(_int8, _PACKAGES, frozenset({"threshold"}), rounds=_round_int8, levels=127.0))
+def _no_blocks(module: nn.Module, config: QuantizationConfig) -> str:
+    # On CPUs bitsandbytes 0.50 starts a new block with each row when it unpacks, but not when it packs.
+    inputs = linear_inputs(module)
+    return f"its {inputs} inputs are no multiple of 64, which bitsandbytes unpacks wrongly" if inputs % 64 else ""
+
+
+SCHEMES.register("int8")(Scheme(_int8, _bits, _PACKAGES, frozenset({"threshold"}), rounds=_round_int8, levels=127.0))
 for _name in ("nf4", "fp4"):
-    SCHEMES.register(_name)(Scheme(_4_bit, _PACKAGES, _OPTIONS_4_BIT, rounds=_round_4_bit, group=_block))
+    SCHEMES.register(_name)(
+        Scheme(_4_bit, _bits, _PACKAGES, _OPTIONS_4_BIT, rounds=_round_4_bit, unfit=_no_blocks, group=_block)
+    )
 
 
 def layers_4_bit(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -70,6 +85,28 @@ def layers_4_bit(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             yield name, module
+
+
+def quantized_layers(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the layers whose weights bitsandbytes holds in 8 or 4 bits."""
+    if "bitsandbytes" not in sys.modules:
+        return
+    import bitsandbytes
+
+    for name, module in model.named_modules():
+        if isinstance(module, (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)):
+            yield name
+
+
+def dequantize(layer: Any) -> torch.Tensor:
+    """Return the numbers that the codes of a layer of bitsandbytes stand for, (outputs, inputs)."""
+    from bitsandbytes import functional
+
+    if hasattr(layer.weight, "quant_state"):
+        layer.state_dict()  # unpacks codes that were packed for a CPU
+        return functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    codes, scales = layer.weight.data, layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return codes.float() * scales.float()[:, None] / 127
 
 
 def protect_4bit(model: nn.Module) -> nn.Module:
@@ -94,7 +131,8 @@ def protect_4bit(model: nn.Module) -> nn.Module:
             late.append(name)
             keeper.state = _unpacked_scales(layer.weight.quant_state)
         layer.register_forward_pre_hook(keeper.before_forward)
-        layer.register_state_dict_post_hook(keeper.after_state_dict)
+        # torch marks the hook, which it cannot do to a method.
+        layer.register_state_dict_post_hook(functools.partial(keeper.after_state_dict))
         layer._hf_compress_keeps = True
     if late:
         warnings.warn(
@@ -132,10 +170,12 @@ def _is_packed(layer: Any) -> bool:
 
 
 def _unpacked_scales(packed: Any) -> Any:
-    """Return the state of a packed layer as it was before, as far as it can be known, without a second rounding."""
+    """Return the state of a packed layer as it was before, as far as it can be known."""
+    if packed.original_nested:
+        # bitsandbytes quantizes the scales again itself when it unpacks.
+        return None
     state = copy.copy(packed)
     state.absmax = packed.absmax.T.reshape(-1).float().contiguous()
     state.dtype = packed.original_dtype
-    state.packing_format_for_cpu = state.nested = False
-    state.offset = state.state2 = None
+    state.packing_format_for_cpu = False
     return state

@@ -47,8 +47,8 @@ def export(
 
     `transformers.exporters.ExportedModel.from_pretrained` loads what is written, without hf_compress, and `measure`
     takes it like any model. Language models are exported as one forward pass without a cache of keys and values.
-    Layers that were trained with rounded weights (`QuantizationConfig(aware=True)`) are stored in their 8-bit codes,
-    with the ranges of activations that were observed; leave `quantization` out then.
+    Layers that were trained with rounded weights are stored in their 8-bit codes, with observed ranges of activations;
+    leave `quantization` out then.
 
     Args:
         model: a plain transformers model, or the folder of one; a model of your own code as an object.
@@ -68,20 +68,13 @@ def export(
         ConfigError: if `model` is no saved model, or there is no such format or quantization.
         DataError: if "static" has no batches.
         MissingDependencyError: if a package is missing, with the line that installs it.
-        QuantizationError: if the model is quantized already, or what was written is too far from it. Nothing is
-            written then.
+        QuantizationError: if the model is quantized already, or the result too far from it; nothing is written then.
     """
     kind = _checked(format, quantization, batches)
-    folder, output = None if isinstance(model, nn.Module) else Path(model), Path(output)
+    output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
-    if folder is not None and load.is_quantized(folder):
-        raise QuantizationError(
-            f"{folder.name} is quantized, which no exporter reads; export its 16- or 32-bit source"
-        )
-    source: Any = load.load_model(folder, "cpu") if folder is not None else model
-    if getattr(source, "is_quantized", False):
-        raise QuantizationError("this model is quantized, which no exporter reads; export its 16- or 32-bit source")
+    source = _source(model)
     samples = [{n: t for n, t in batch.items() if n != "labels"} for batch in batches]
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -95,17 +88,33 @@ def export(
             source.train(was_training)
         report = {"format": format, "quantization": quantization, "samples": _count(samples, quantization), **report}
         report["tolerance"] = _TOLERANCES[quantization] if tolerance is None else tolerance
-        if not report["difference"] <= report["tolerance"]:
-            raise QuantizationError(
-                f"the outputs of the {format} model lie {report['difference']:.2g} (relative) from those of the torch "
-                f"model, at most {report['tolerance']:g} was expected; nothing was written. Leave quantization out, "
-                "give static more batches that are like the real inputs, or set tolerance"
-            )
+        _check(report)
         (part / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        if folder is not None:
-            copy_companions(folder, part)
+        if not isinstance(model, nn.Module):
+            copy_companions(Path(model), part)
         os.replace(part, output)
     return output
+
+
+def _source(model: nn.Module | str | Path) -> Any:
+    """Return the model to export; a folder is loaded."""
+    way_out = "which no exporter reads; export its 16- or 32-bit source"
+    if isinstance(model, nn.Module):
+        if getattr(model, "is_quantized", False):
+            raise QuantizationError(f"this model is quantized, {way_out}")
+        return model
+    if load.is_quantized(model):
+        raise QuantizationError(f"{Path(model).name} is quantized, {way_out}")
+    return load.load_model(model, "cpu")
+
+
+def _check(report: dict[str, Any]) -> None:
+    if not report["difference"] <= report["tolerance"]:
+        raise QuantizationError(
+            f"the outputs of the {report['format']} model lie {report['difference']:.2g} (relative) from those of the "
+            f"torch model, at most {report['tolerance']:g} was expected; nothing was written. Leave quantization out, "
+            "give static more batches that are like the real inputs, or set tolerance"
+        )
 
 
 def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) -> Format:

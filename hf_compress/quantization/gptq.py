@@ -15,7 +15,14 @@ from hf_compress.quantization.schemes import SCHEMES, Scheme
 def _gptq(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any]) -> Any:
     from transformers import GPTQConfig
 
-    return GPTQConfig(bits=4, group_size=config.group_size or -1, modules_in_block_to_quantize=None)
+    # optimum's GPTQQuantizer takes batches that are tokenized already.
+    samples = [{n: t for n, t in batch.items() if n in ("input_ids", "attention_mask")} for batch in batches]
+    return GPTQConfig(bits=4, group_size=config.group_size or -1, dataset=samples, tokenizer="")
 
 
-SCHEMES.register("gptq")(Scheme(_gptq, {"gptqmodel": "7.0"}, frozenset({"group_size"}), is_calibrated=True))
+def _bits(config: QuantizationConfig) -> float:
+    # A scale in 16 bits and a zero point in 4 for each group.
+    return 4 + (20 / config.group_size if config.group_size else 0)
+
+
+SCHEMES.register("gptq")(Scheme(_gptq, _bits, {"gptqmodel": "7.0"}, frozenset({"group_size"}), is_calibrated=True))

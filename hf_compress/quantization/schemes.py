@@ -27,6 +27,7 @@ class Scheme:
 
     Args:
         settings: (config, modules to skip, calibration batches) -> transformers' quantization config.
+        bits: (config) -> stored for each weight, scales included.
         packages: import name -> least version that was tried.
         options: fields of `QuantizationConfig` that it takes besides the common ones.
         rounds: (weight, config) -> the numbers that its codes stand for; None where training cannot simulate it.
@@ -38,6 +39,7 @@ class Scheme:
     """
 
     settings: Callable[[QuantizationConfig, Sequence[str], Sequence[Any]], Any]
+    bits: Callable[[QuantizationConfig], float]
     packages: Mapping[str, str]
     options: frozenset[str] = frozenset()
     rounds: Callable[[torch.Tensor, QuantizationConfig], torch.Tensor] | None = None
@@ -53,6 +55,18 @@ class Scheme:
 
 
 SCHEMES: Registry[Scheme] = Registry("quantization scheme")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Say whether `module` is a linear layer whose weight is (inputs, outputs), as in GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def linear_inputs(module: Any) -> int:
+    """Return the number of inputs of a linear layer."""
+    return module.weight.shape[0 if is_transposed(module) else -1]
 
 
 def scheme_of(config: QuantizationConfig) -> Scheme:

@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import round_groups
-from hf_compress.quantization.schemes import SCHEMES, Scheme
+from hf_compress.quantization.schemes import SCHEMES, Scheme, linear_inputs
 
 _PACKAGES = {"torchao": "0.18"}
 
@@ -33,10 +33,15 @@ def _round_4_bits(weight: torch.Tensor, config: QuantizationConfig) -> torch.Ten
 
 
 def _no_groups(module: nn.Module, config: QuantizationConfig) -> str:
-    inputs = module.weight.shape[-1]
+    inputs = linear_inputs(module)
     if config.group_size is None or inputs % config.group_size == 0:
         return ""
     return f"its {inputs} inputs are no multiple of the group size {config.group_size}"
+
+
+def _bits(config: QuantizationConfig) -> float:
+    # Scale and zero point of each group; codes take a byte each, those of 4 bits too.
+    return 8.0 if config.scheme != "torchao-int4" or config.group_size is None else 8 + 40 / config.group_size
 
 
 def _group(config: QuantizationConfig, inputs: int) -> int | None:
@@ -63,11 +68,11 @@ def _int4(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any
     return _wrap(IntxWeightOnlyConfig(torch.int4, group), skip)
 
 
-SCHEMES.register("torchao-int8")(Scheme(_int8, _PACKAGES, rounds=_round_8_bits, levels=127.5))
+SCHEMES.register("torchao-int8")(Scheme(_int8, _bits, _PACKAGES, rounds=_round_8_bits, levels=127.5))
 SCHEMES.register("torchao-int8-dynamic")(
-    Scheme(_int8_dynamic, _PACKAGES, rounds=_round_8_bits, levels=127.5, activations="dynamic")
+    Scheme(_int8_dynamic, _bits, _PACKAGES, rounds=_round_8_bits, levels=127.5, activations="dynamic")
 )
 # Codes of 4 bits, stored in a byte each: what the runtimes of torchao unpack on a CPU.
 SCHEMES.register("torchao-int4")(
-    Scheme(_int4, _PACKAGES, frozenset({"group_size"}), rounds=_round_4_bits, unfit=_no_groups, group=_group)
+    Scheme(_int4, _bits, _PACKAGES, frozenset({"group_size"}), rounds=_round_4_bits, unfit=_no_groups, group=_group)
 )

@@ -122,7 +122,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
 
     @property
     def _changes_loss(self) -> bool:
-        return self._objective is not None or self.pruner is not None
+        return self._objective is not None or self.pruner is not None or bool(self._sides)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -235,7 +235,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             output_dir: folder to make; it must not exist or be empty.
 
         Returns:
-            Folders by name: "model" (plain, 16 or 32 bit) and, with `compression.quantization`, "quantized".
+            Folders by name: "model" (plain, 16 or 32 bit) and, with `compression.quantization`, "quantized"; of an
+            adapter on a quantized model "adapter" alone.
 
         Raises:
             OutputExistsError: if `output_dir` already holds something.

@@ -73,6 +73,9 @@ def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
     config = trainer.compression
+    if _is_adapter_on_codes(trainer):
+        # Nothing can be merged into codes.
+        return _write_adapter(trainer, output)
     folders = {"model": output / "model"}
     if config is not None and config.quantization is not None:
         folders["quantized"] = output / "quantized"
@@ -82,6 +85,20 @@ def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
         _write_compressed(trainer, output)
     trainer.accelerator.wait_for_everyone()
     return folders
+
+
+def _is_adapter_on_codes(trainer: Any) -> bool:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    base = model.get_base_model() if hasattr(model, "merge_and_unload") else None
+    return bool(getattr(base, "is_quantized", False))
+
+
+def _write_adapter(trainer: Any, output: Path) -> dict[str, Path]:
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output / "adapter")
+    trainer.accelerator.wait_for_everyone()
+    return {"adapter": output / "adapter"}
 
 
 def _write_compressed(trainer: Any, output: Path) -> None:

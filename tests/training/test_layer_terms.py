@@ -112,9 +112,7 @@ def test_projections_between_widths_learn_and_are_in_checkpoints_and_not_in_the_
     assert [e["hidden_loss"] for e in logs[0]] == [e["hidden_loss"] for e in logs[1]]
     for (name, one), other in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
-    assert all(
-        torch.equal(t, projections.state_dict()[n]) for n, t in resumed._sides[0].modules.state_dict().items()
-    )
+    assert all(torch.equal(t, projections.state_dict()[n]) for n, t in resumed._sides[0].modules.state_dict().items())
     (tmp_path / "checkpoint-8" / "distillation_state.safetensors").unlink()
     with pytest.raises(CheckpointError, match="distillation_state.safetensors is missing.*resume from checkpoint-4"):
         made().train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))

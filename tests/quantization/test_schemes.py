@@ -1,0 +1,139 @@
+"""Each scheme: a folder that stock transformers loads the same again; what does not fit is refused or left alone."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
+
+from hf_compress import QuantizationConfig, quantize
+from hf_compress.errors import ConfigError, MissingDependencyError, QuantizationError
+from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.quantization import api
+from hf_compress.quantization.schemes import SCHEMES, scheme_of
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+TORCHAO = ["torchao-int8", "torchao-int8-dynamic", "torchao-int4"]
+
+
+def logits(model, inputs):
+    with torch.inference_mode():
+        return model.eval()(**inputs).logits.float()
+
+
+@pytest.mark.parametrize("scheme", TORCHAO)
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama, tiny.vit])
+def test_torchao_comes_back_the_same_and_holds_what_rounding_says(tmp_path, scheme, make):
+    pytest.importorskip("torchao")
+    model = make(**WIDE)
+    model.save_pretrained(tmp_path / "source")
+    config = QuantizationConfig(scheme)
+    quantize(tmp_path / "source", tmp_path / "quantized", config)
+    again = type(model).from_pretrained(tmp_path / "quantized")
+    inputs = dummy_inputs(model, 2)
+    wanted = logits(model, inputs)
+    assert (logits(again, inputs) - wanted).norm() / wanted.norm() < (0.2 if "int4" in scheme else 0.02)
+    layers = dict(api.linear_layers(model, ["classifier", "lm_head"]))
+    assert len(layers) >= 8
+    for name, layer in layers.items():
+        stored = again.get_submodule(name).weight.dequantize()
+        assert torch.equal(stored, scheme_of(config).rounds(layer.weight.detach(), config)), name
+
+
+def test_gpt2s_transposed_layers_are_quantized(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=50, n_positions=32))
+    model.save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig("nf4"))
+    with safe_open(tmp_path / "quantized" / "model.safetensors", "pt") as file:
+        assert file.get_tensor("transformer.h.0.mlp.c_fc.weight").dtype == torch.uint8
+
+
+@pytest.mark.parametrize("scheme", ["int8", "torchao-int8"])
+def test_what_is_not_quantized_is_stored_in_the_dtype_asked_for(tmp_path, scheme):
+    if "torchao" in scheme:
+        pytest.importorskip("torchao")
+    tiny.bert(**WIDE).save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "plain", QuantizationConfig(scheme))
+    quantize(tmp_path / "source", tmp_path / "small", QuantizationConfig(scheme, dtype="bfloat16"))
+    with safe_open(tmp_path / "small" / "model.safetensors", "pt") as file:
+        assert file.get_tensor("bert.embeddings.word_embeddings.weight").dtype == torch.bfloat16
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("plain", "small")]
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_layers_that_do_not_fit_are_left_alone(tmp_path):
+    pytest.importorskip("torchao")
+    model = tiny.bert(hidden_size=32, intermediate_size=48)
+    model.save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig("torchao-int4", group_size=32))
+    left = json.loads((tmp_path / "quantized" / "config.json").read_text())["quantization_config"]
+    # 48 inputs make no groups of 32; 32 do.
+    assert [n for n in left["modules_to_not_convert"] if "output.dense" in n] == [
+        f"bert.encoder.layer.{i}.output.dense" for i in range(2)
+    ]
+    with pytest.raises(QuantizationError, match="32 inputs are no multiple of the group size 40"):
+        quantize(tmp_path / "source", tmp_path / "none", QuantizationConfig("torchao-int4", group_size=40))
+
+
+def test_4_bit_rows_that_bitsandbytes_unpacks_wrongly_on_cpus_stay_as_they_are(tmp_path):
+    model = tiny.bert(hidden_size=96, intermediate_size=128)
+    model.save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig("nf4"))
+    again = type(model).from_pretrained(tmp_path / "quantized")
+    layers = {n: m.weight.dtype for n, m in again.named_modules() if n.endswith("dense") and "layer.0" in n}
+    assert {n.split("layer.0.")[1] for n, dtype in layers.items() if dtype == torch.uint8} == {"output.dense"}
+    inputs = dummy_inputs(model, 2)
+    wanted = logits(model, inputs)
+    assert (logits(again, inputs) - wanted).norm() / wanted.norm() < 0.2
+
+
+def test_a_model_of_convolutions_is_refused(tmp_path):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(tmp_path / "source")
+    with pytest.raises(QuantizationError, match="no linear layer to quantize"):
+        quantize(tmp_path / "source", tmp_path / "quantized")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scheme": "int7"}, ConfigError, "unknown quantization scheme 'int7'"),
+        ({"scheme": "nf4", "threshold": 3.0}, QuantizationError, "threshold is not for nf4"),
+        ({"scheme": "int8", "double_quant": False}, QuantizationError, "double_quant is not for int8"),
+        ({"scheme": "gptq", "aware": True}, QuantizationError, "cannot simulate gptq"),
+        ({"scheme": "nf4", "aware": True, "activations": "dynamic"}, QuantizationError, "does not round activations"),
+        ({"ranges": "learned"}, ConfigError, "ranges and activations are for aware=True"),
+        ({"freeze": 1.5}, ConfigError, "freeze is a fraction"),
+        ({"group_size": 0}, ConfigError, "group_size must be at least 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        scheme_of(QuantizationConfig(**options))
+
+
+def test_calibrated_schemes_ask_for_samples_and_missing_packages_for_pip(tmp_path, monkeypatch):
+    tiny.llama().save_pretrained(tmp_path / "source")
+    monkeypatch.setattr(api, "require", lambda package, purpose: None)
+    with pytest.raises(QuantizationError, match="gptq is calibrated on samples"):
+        quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig("gptq"))
+    monkeypatch.undo()
+    from hf_compress import imports
+
+    monkeypatch.setattr(imports, "is_available", lambda package: False)
+    for name in SCHEMES:
+        with pytest.raises(MissingDependencyError, match="install it with: pip install"):
+            quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig(name))
+
+
+def test_a_quantized_model_refuses_full_training_and_says_how(tmp_path):
+    from hf_compress import PruningTrainer
+
+    tiny.bert(**WIDE).save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "quantized")
+    model = type(tiny.bert()).from_pretrained(tmp_path / "quantized")
+    with pytest.raises(ValueError, match="adapters"):
+        PruningTrainer(model, tiny.arguments(tmp_path), train_dataset=tiny.sentences())
