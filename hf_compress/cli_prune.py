@@ -6,11 +6,11 @@ Level: outside.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from hf_compress.errors import ConfigError, OutputExistsError
+from hf_compress.errors import ConfigError
 from hf_compress.options import read_text
+from hf_compress.output import free_folder
 from hf_compress.pruning.oneshot.config import SCOPES, OneShotConfig
 
 
@@ -97,9 +97,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
     unknown = sorted(set(keep) - {"ffn", "heads", "hidden", "filters", "layers"})
     if unknown:
         raise ConfigError(f"--keep: expected ffn, heads, hidden, filters or layers, found {', '.join(unknown)}")
-    folder = Path(arguments.output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} exists already; remove it or choose another output")
+    folder = free_folder(arguments.output)
     text = read_text(arguments.vocabulary) if arguments.vocabulary else ""
     from hf_compress.architecture.shrink import shrink
     from hf_compress.architecture.vocabulary import shrink_vocabulary

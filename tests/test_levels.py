@@ -14,11 +14,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
 BASE = {
-    "errors.py", "imports.py", "registry.py", "options.py", "config.py", "measurement/record.py", "hub/card.py",
+    "errors.py", "imports.py", "output.py", "registry.py", "options.py", "config.py", "measurement/record.py",
+    "hub/card.py",
     "hub/scan.py", "hub/pickles.py", "report/tables.py", "report/wording.py",
 } | {i for i in IDS if i.endswith("/config.py")}  # fmt: skip
 MATHS = {
-    "distillation/losses.py", "distillation/chunked.py", "distillation/sparse.py",
+    "quantization/rounding.py", "distillation/losses.py", "distillation/chunked.py", "distillation/sparse.py",
     "distillation/formula.py", "distillation/reduce.py",
     "distillation/features.py", "distillation/layer_map.py",
     "pruning/schedules.py", "pruning/criteria.py",
@@ -27,7 +28,8 @@ MATHS = {
 }  # fmt: skip
 GLUE = {i for i in IDS if i.startswith("training/")} | {"pruning/callback.py"}
 OUTSIDE = {i for i in IDS if i.startswith("recipes/") and not i.endswith("config.py")} | {
-    "cli.py", "cli_prune.py", "__main__.py", "report/plots.py", "report/training_plots.py", "report/compare.py",
+    "cli.py", "cli_prune.py", "cli_quantize.py", "__main__.py", "report/plots.py", "report/training_plots.py",
+    "report/compare.py",
     "hub/push.py",
 }  # fmt: skip
 STATE = set(IDS) - BASE - MATHS - GLUE - OUTSIDE - {i for i in IDS if i.endswith("__init__.py")}

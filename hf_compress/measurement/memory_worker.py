@@ -54,7 +54,10 @@ def _warm_up(folder: str) -> None:
 def _touch(model: torch.nn.Module) -> None:
     # Weights are mapped from the file: rows of an embedding that one input does not use would not count as resident.
     for tensor in model.parameters():
-        tensor.detach().flatten()[::256].clone()
+        # Quantized weights are made of plain tensors.
+        names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
+        for part in [getattr(tensor, name) for name in names] or [tensor]:
+            part.detach().flatten()[::256].clone()
 
 
 def _resident_bytes() -> int:

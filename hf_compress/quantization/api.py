@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.heads import head_modules
-from hf_compress.errors import OutputExistsError, QuantizationError
+from hf_compress.errors import QuantizationError
 from hf_compress.imports import require
 from hf_compress.measurement import load
 from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.output import free_folder
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of
 
@@ -71,12 +72,10 @@ def quantize(
         require(package, f"the quantization scheme {config.scheme}")
     if scheme.is_calibrated and not batches:
         raise QuantizationError(f"{config.scheme} is calibrated on samples: give batches, e.g. of calibration_batches")
-    source, output = Path(source), Path(output)
+    source, output = Path(source), free_folder(output)
     model_class = load.model_class(source)
     if load.is_quantized(source):
         raise QuantizationError(f"{source.name} is quantized already; start from its 16- or 32-bit source")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         part = Path(scratch) / output.name

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.errors import ConfigError, OutputExistsError, QuantizationError
+from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.imports import require
 from hf_compress.measurement import load
+from hf_compress.output import free_folder
 from hf_compress.quantization.api import copy_companions
 from hf_compress.quantization.bnb import dequantize, protect_4bit, quantized_layers
 
@@ -83,11 +84,9 @@ def merge_recovered(model: Any, source: str | Path, output: str | Path, *, initi
         ConfigError: if `initial` is wrong.
         QuantizationError: if `source` is quantized or another model.
     """
-    output = Path(output)
     if initial not in INITIAL:
         raise ConfigError(f"initial must be one of {', '.join(INITIAL)}, found {initial!r}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
+    output = free_folder(output)
     plain = _plain(source)
     starts = _errors(model, source) if initial == "loftq" else {}
     with torch.no_grad():

@@ -18,11 +18,12 @@ from typing import Any
 from torch import nn
 
 from hf_compress.architecture.saved import saved_weights
-from hf_compress.errors import OutputExistsError, SparsityError
+from hf_compress.errors import SparsityError
 from hf_compress.imports import is_available
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
+from hf_compress.output import free_folder
 from hf_compress.pruning.adapters import merge_adapter
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
@@ -69,9 +70,7 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: b
 
 def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
     """Shrink what was pruned in whole units, save, and quantize; see `CompressionMixin.save_compressed`."""
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExistsError(f"{output} already holds something; remove it or choose another place")
+    output = free_folder(output_dir)
     config = trainer.compression
     if _is_adapter_on_codes(trainer):
         # Nothing can be merged into codes.
