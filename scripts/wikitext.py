@@ -62,7 +62,7 @@ def packed(tokenizer, text, length=256):
     return Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
 
 
-def distil(model, args, tokenizer, text, steps, seed, pruning=None):
+def distil(model, args, tokenizer, text, steps, seed, pruning=None, quantization=None):
     """Train for some steps on the text, with the dense model (`args.model`) as teacher."""
     from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig
 
@@ -74,7 +74,7 @@ def distil(model, args, tokenizer, text, steps, seed, pruning=None):
     terms = DistillationConfig(temperature=1.0, task_weight=0.1, logit_weight=0.9)
     trainer = CompressionTrainer(
         model, arguments, train_dataset=packed(tokenizer, text, args.length), data_collator=default_data_collator,
-        teacher=args.model, compression=CompressionConfig(terms, pruning),
+        teacher=args.model, compression=CompressionConfig(terms, pruning, quantization),
     )  # fmt: skip
     trainer.train()
 

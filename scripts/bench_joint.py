@@ -1,0 +1,93 @@
+"""MiniLM on SST-2 with everything at once: fewer tokens, heads and neurons, distilled, in 8 bit, for one runtime.
+
+    python scripts/bench_joint.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
+The vocabulary is that of the training sentences. Accuracy is of the validation sentences, latency of all models in turn.
+"""
+
+import json
+from pathlib import Path
+
+import sst2
+import torch
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+from hf_compress import (
+    DistillationConfig,
+    DistillationTrainer,
+    OneShotConfig,
+    export,
+    measure,
+    prune_oneshot,
+    shrink_vocabulary,
+)
+from hf_compress.measurement.load import model_class
+from hf_compress.report.tables import compare_table
+
+parser = sst2.parser(__doc__, steps=1500, learning_rate=1e-4)
+parser.add_argument("--keep", type=float, default=0.4)
+parser.add_argument("--work", type=Path, help="folder for the models; default beside the output; kept")
+args = parser.parse_args()
+work = args.work or args.output.with_suffix(".models")
+tokenizer, data = sst2.load(args)
+dense = AutoModelForSequenceClassification.from_pretrained(args.dense)
+smaller = shrink_vocabulary(dense, tokenizer, data["train"]["sentence"])
+columns = ["input_ids", "token_type_ids", "attention_mask", "labels"]
+
+
+def encode(rows, tokenizer):
+    """Return rows of tokens in another vocabulary."""
+    return rows.map(lambda r: dict(tokenizer(r["sentence"], truncation=True, max_length=128)))
+
+
+fewer = {name: encode(rows, smaller.tokenizer) for name, rows in data.items()}
+collate = DataCollatorWithPadding(smaller.tokenizer)
+
+
+def batches(seed, count, size=32):
+    """Return some training sentences."""
+    rows = fewer["train"].shuffle(seed=seed).select(range(count))
+    rows = sorted(({c: r[c] for c in columns} for r in rows), key=lambda r: len(r["input_ids"]))
+    return [dict(collate(rows[i : i + size])) for i in range(0, count, size)]
+
+
+@torch.inference_mode()
+def evaluate(model):
+    """Return the accuracy; a model with fewer tokens reads its own."""
+    small = model.config.vocab_size == len(smaller.tokenizer)
+    chosen, rows = (collate, fewer["test"]) if small else (DataCollatorWithPadding(tokenizer), data["test"])
+    rows, right = sorted(({c: r[c] for c in columns} for r in rows), key=lambda r: len(r["input_ids"])), 0
+    for i in range(0, len(rows), 64):
+        batch = chosen(rows[i : i + 64])
+        right += int((model(**batch).logits.argmax(-1) == batch.pop("labels")).sum())
+    return {"accuracy": right / len(rows)}
+
+
+found = json.loads(args.output.read_text()) if args.output.is_file() else {"accuracy": {}}
+folders = {"dense": Path(args.dense), "dense-bfloat16": work / "bfloat16", "dense-int8": work / "int8"}
+if not folders["dense-int8"].exists():
+    model_class(args.dense).from_pretrained(args.dense, dtype=torch.bfloat16).save_pretrained(work / "bfloat16")
+    rows = [{c: r[c] for c in columns} for r in data["train"].shuffle(seed=0).select(range(256))]
+    plain = DataCollatorWithPadding(tokenizer)
+    samples = [dict(plain(rows[i : i + 8])) for i in range(0, 256, 8)]
+    export(args.dense, "openvino", work / "int8", quantization="static", batches=samples)
+for seed in args.seeds:
+    if str(seed) in found["accuracy"]:
+        continue
+    config = OneShotConfig(
+        keep={"ffn": args.keep, "heads": args.keep}, criterion="fisher", rounds=6, layout="per_layer"
+    )
+    model = prune_oneshot(smaller.model, config, batches(seed, 1024))
+    steps = {"cut": evaluate(model.eval())["accuracy"]}
+    terms = {"teacher": smaller.model, "distillation": DistillationConfig(task_weight=0.1, logit_weight=0.9)}
+    steps["distilled"] = sst2.score(DistillationTrainer, model, args, seed, smaller.tokenizer, fewer, **terms)
+    place = work / f"seed{seed}"
+    export(model, "openvino", place, quantization="static", batches=batches(seed, 256, 8))
+    parameters = sum(p.numel() for p in model.parameters())
+    found["accuracy"][str(seed)] = {**steps, "parameters": parameters}
+    args.output.write_text(json.dumps(found, indent=1))
+folders |= {f"joint{seed}": work / f"seed{seed}" for seed in args.seeds}
+torch.set_num_threads(2)
+records = measure(folders, evaluate=evaluate, dataset={"id": "sst2", "split": "validation"}, seconds=3.0)
+found["records"] = [r.to_dict() for r in records]
+args.output.write_text(json.dumps(found, indent=1))
+print(compare_table(records))
