@@ -31,6 +31,7 @@ _HOMES = {
     "save_per_layer": "architecture.per_layer",
     "quantize": "quantization.api",
     "export": "quantization.export",
+    "protect_4bit": "quantization.bnb",
     "quantization_sensitivity": "quantization.sensitivity",
     "mixed_precision": "quantization.sensitivity",
     "recovery_adapter": "quantization.recovery",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from hf_compress.pruning.oneshot.calibration import calibration_batches as calibration_batches
     from hf_compress.pruning.oneshot.config import OneShotConfig as OneShotConfig
     from hf_compress.quantization.api import quantize as quantize
+    from hf_compress.quantization.bnb import protect_4bit as protect_4bit
     from hf_compress.quantization.config import QuantizationConfig as QuantizationConfig
     from hf_compress.quantization.export import export as export
     from hf_compress.quantization.recovery import merge_recovered as merge_recovered

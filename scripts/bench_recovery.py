@@ -1,7 +1,7 @@
 """What 4 bits cost a language model on WikiText-2, and what an adapter or rounding in training wins back.
 
     python scripts/bench_recovery.py --model FOLDER --data WIKITEXT2_FOLDER --output results.json
-FOLDER holds a causal language model and its tokenizer, such as `wikitext.py` makes; it teaches. Finished cases are kept.
+FOLDER holds a causal language model and its tokenizer, such as `wikitext.py` makes; it is the teacher too.
 """
 
 import tempfile

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.errors import ConfigError, DataError, QuantizationError
-from hf_compress.imports import require
+from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError
+from hf_compress.imports import is_available, require
 from hf_compress.measurement import load
 from hf_compress.measurement.exported import REPORT, ExportedModule
 from hf_compress.measurement.inputs import dummy_inputs
@@ -120,6 +120,12 @@ def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) ->
     kind = FORMATS.get(format)
     if quantization is not None and quantization not in kind.quantizations:
         raise ConfigError(f"quantization must be none, {', '.join(kind.quantizations)}, found {quantization!r}")
+    needed = ["transformers.exporters", *(["transformers.exporters.quantizers"] if quantization else [])]
+    if any(not is_available(module) for module in needed):
+        raise MissingDependencyError(
+            f"exporting{' in 8 bit' if quantization else ''} needs a newer transformers; install it with: "
+            "pip install 'transformers>=5.23'"
+        )
     for package in (*kind.packages, *(kind.quantizations[quantization] if quantization else ())):
         require(package, f"exporting to {format}")
     if quantization == "static" and not batches:
