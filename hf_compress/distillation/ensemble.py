@@ -200,11 +200,22 @@ def make_objective(
     if not sources:
         raise ConfigError("teacher is an empty list; give at least one model, folder or Hub id")
     for source in sources:
-        name = getattr(source, "name_or_path", "") if isinstance(source, nn.Module) else source
-        if ours is not None and name:
-            check_vocabularies(ours, vocabulary_of_source(name))
+        if ours is not None:
+            check_vocabularies(ours, _vocabulary_of(source))
     objectives = [DistillationObjective(config, Teacher(_model(config, s), device), student) for s in sources]
     return TeacherEnsemble(objectives, config.teacher_weights)
+
+
+def _vocabulary_of(source: TeacherSource) -> dict[str, int] | None:
+    """Return the vocabulary of a teacher's tokenizer, None if it is not known."""
+    if not isinstance(source, nn.Module):
+        return vocabulary_of_source(source)
+    name = getattr(source, "name_or_path", "")
+    tokens = vocabulary_of_source(name) if name else None
+    config: Any = getattr(source, "config", None)
+    size = getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+    # A model whose vocabulary was cut still says where it came from, but the tokenizer there is not its own.
+    return None if tokens and size and max(tokens.values()) >= size else tokens
 
 
 def _model(config: DistillationConfig, source: TeacherSource) -> nn.Module:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,26 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_compress.errors import HubError, PushRefusedError
+from hf_compress.hub.attempts import attempt
+from hf_compress.hub.commit import Request, make_commit, make_tag
+from hf_compress.hub.explain import explain
 from hf_compress.hub.scan import Finding, Scan, SentFile, own_tokens, scan_folder
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
-
-LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass token=; it needs the right to write"
-ADVICE = {
-    400: "correct what the server says and push again",
-    401: f"the token is missing, wrong or expired; {LOG_IN}",
-    402: "the plan of this account does not allow it; see its billing page",
-    403: "this token may not write there; make one with write rights for that owner, or use another name",
-    404: "there is no such repo, or this token may not see it; check the name and the token",
-    409: "something else changes the repo at this moment; push again",
-    412: "the branch moved meanwhile; push again",
-    413: "a file is larger than the server takes; save the model in smaller shards",
-    429: "too many requests; wait some minutes and push again",
-}
-OUTAGE = "the server is out of order; push again later: what has arrived is not sent twice"
-UNREACHABLE = "check the network, the proxy and HF_ENDPOINT, then push again: what has arrived is not sent twice"
-NOT_A_HUB = "check that HF_ENDPOINT is a Hub and that no proxy answers in its place"
+    from huggingface_hub import HfApi
 
 
 @dataclass(frozen=True)
@@ -51,6 +37,8 @@ class PushResult:
         left_out: what stayed here and why.
         notes: what is missing that readers of the repo would expect.
         commit_url: address of the commit; None in a dry run.
+        pull_request: address of the pull request, if one was opened.
+        tag: that the commit got, if one was asked for.
         oid: id of the commit; None in a dry run.
     """
 
@@ -63,6 +51,8 @@ class PushResult:
     notes: tuple[str, ...] = ()
     commit_url: str | None = None
     oid: str | None = None
+    pull_request: str | None = None
+    tag: str | None = None
 
     @property
     def size(self) -> int:
@@ -78,6 +68,8 @@ class PushResult:
         lines += [f"left out: {path} ({reason})" for path, reason in self.left_out]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"commit: {self.commit_url}"] if self.commit_url else []
+        lines += [f"pull request: {self.pull_request}"] if self.pull_request else []
+        lines += [f"tag: {self.tag}"] if self.tag and not self.dry_run else []
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,9 +88,14 @@ def push(
     revision: str | None = None,
     token: str | None = None,
     commit_message: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
     dry_run: bool = False,
 ) -> PushResult:
     """Send a model folder to the Hub in one commit, after checking that nothing in it must stay here.
+
+    The commit is made only on top of what the branch held when the push began. Requests that fail for a passing
+    reason are repeated a few times; after a lost answer the Hub is asked whether the commit was made.
 
     Args:
         folder: holds config.json or adapter_config.json.
@@ -107,6 +104,8 @@ def push(
         revision: an existing branch; None: the main branch.
         token: of the Hub; None: the one logged in with.
         commit_message: title of the commit.
+        create_pr: open a pull request with the commit instead of changing the branch.
+        tag: name for the commit, such as "v1"; it must not exist yet.
         dry_run: only say what would be sent; no request is made.
 
     Returns:
@@ -118,6 +117,8 @@ def push(
     """
     folder = Path(folder)
     _check_arguments(repo_id, token)
+    if create_pr and tag is not None:
+        raise HubError("give tag or create_pr: a pull request has no commit on a branch yet; tag it when it is merged")
     scan = scan_folder(_model_folder(folder), [token] if token else [])
     _refuse(folder, [*scan.refused, *_card_problems(folder)])
     with _hub_errors(repo_id, token):
@@ -127,8 +128,12 @@ def push(
         if dry_run:
             return result
         repo_id = _prepare_repo(api, repo_id, private, revision)
-        commit = _commit(api, folder, scan, repo_id, revision, commit_message or "Upload model")
-        return dataclasses.replace(result, repo_id=repo_id, commit_url=str(commit.commit_url), oid=commit.oid)
+        request = Request(repo_id, revision, commit_message or "Upload model", create_pr)
+        commit = make_commit(api, folder, [file.path for file in scan.send], request)
+        result = dataclasses.replace(result, repo_id=repo_id, commit_url=str(commit.commit_url), oid=commit.oid)
+        if tag is not None:
+            make_tag(api, repo_id, tag, commit)
+        return dataclasses.replace(result, pull_request=commit.pr_url, tag=tag)
 
 
 def _check_arguments(repo_id: str, token: str | None) -> None:
@@ -200,32 +205,16 @@ def _api(token: str | None) -> HfApi:
 def _prepare_repo(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
     if revision not in (None, "main"):
         # A branch is in a repo that exists: making one first would leave it behind, empty, if the branch is missing.
-        api.model_info(repo_id, revision=revision)
+        attempt(lambda: api.model_info(repo_id, revision=revision))
     else:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.model_info(repo_id).private:
+        name = repo_id
+        repo_id = attempt(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
+    if private and not attempt(lambda: api.model_info(repo_id)).private:
         raise HubError(
             f"expected {repo_id} to be private, found it public; nothing was sent; "
             "make it private in its settings, use another name, or leave private away"
         )
     return repo_id
-
-
-def _commit(api: HfApi, folder: Path, scan: Scan, repo_id: str, revision: str | None, message: str) -> CommitInfo:
-    from huggingface_hub import CommitOperationAdd
-
-    paths = [file.path for file in scan.send]
-    try:
-        operations = [CommitOperationAdd(path, folder / path) for path in paths]
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
-    except ConnectionError as error:
-        # The client does not ask whether a server has Xet; this address, missing, tells that it has not.
-        if "xet-write-token" not in str(error) or "404" not in str(error):
-            raise
-    with contextlib.ExitStack() as stack:
-        # Open files, other than paths, are sent the plain way; nothing was committed before.
-        operations = [CommitOperationAdd(path, stack.enter_context(open(folder / path, "rb"))) for path in paths]
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
 @contextlib.contextmanager
@@ -237,36 +226,9 @@ def _hub_errors(repo_id: str, token: str | None) -> Iterator[None]:
     except HubError:
         raise
     except (httpx.HTTPError, OSError, ValueError, KeyError, RuntimeError) as error:
-        text = f"{repo_id} was not pushed: {_explain(error)}"
+        text = f"{repo_id} was not pushed: {explain(error)}"
         secrets = [*([token] if token else []), *own_tokens()]
         for secret in secrets:
             text = text.replace(secret, "***")
         # The chain shows the cause's own text, so it is cut where that holds the token.
         raise HubError(text) from (None if any(s in str(error) for s in secrets) else error)
-
-
-def _explain(error: BaseException) -> str:
-    """Return what went wrong and what to do about it."""
-    from huggingface_hub.utils import HfHubHTTPError, RevisionNotFoundError, httpx
-
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__  # the upload of one file, wrapped by the client
-    said = " ".join(str(error).split())
-    if isinstance(error, RevisionNotFoundError):
-        return f"the branch is not there ({said}); create it first or leave revision away"
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return (
-            f"{ADVICE.get(status, OUTAGE if status >= 500 else 'see what the server says')} (status {status}: {said})"
-        )
-    if isinstance(error, httpx.RemoteProtocolError):
-        return f"the connection broke before the answer, so a commit may have been made ({said}); {UNREACHABLE}"
-    if isinstance(error, httpx.HTTPError):
-        return f"the Hub cannot be reached ({said}); {UNREACHABLE}"
-    if isinstance(error, json.JSONDecodeError):
-        return f"the answer is no JSON, as in an outage or from a proxy ({said}); push again later, or {NOT_A_HUB}"
-    if isinstance(error, (ValueError, KeyError)):
-        return f"the Hub did not accept it ({said}); correct the README's metadata if it is named, else {NOT_A_HUB}"
-    if isinstance(error, ConnectionError):
-        return f"the Hub cannot be reached ({said}); {UNREACHABLE}"
-    return f"{type(error).__name__}: {said}; leave the folder unchanged while it is pushed, and push again"

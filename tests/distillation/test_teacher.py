@@ -135,3 +135,19 @@ def test_tokenizers_that_number_tokens_differently_are_refused(tmp_path):
     loaded = tiny.bert(1).from_pretrained(folders[1])
     with pytest.raises(TeacherError, match="tokenizers"):
         make_objective(DistillationConfig(), loaded, tiny.bert(0), processing_class=ours)
+
+
+def test_a_teacher_whose_vocabulary_was_cut_is_not_taken_for_what_it_was_made_from(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(45))]
+    for name, order in (("whole", words), ("cut", words[:5] + words[25:])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.txt").write_text("\n".join(order))
+        BertTokenizerFast(str(tmp_path / name / "vocab.txt")).save_pretrained(tmp_path / name)
+    tiny.bert().save_pretrained(tmp_path / "whole")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "cut")
+    teacher = tiny.bert(1, vocab_size=30)
+    teacher.name_or_path = str(tmp_path / "whole")
+    student = tiny.bert(vocab_size=30)
+    assert make_objective(DistillationConfig(), teacher, student, torch.device("cpu"), tokenizer)
+    with pytest.raises(TeacherError, match="tokenizers of student and teacher differ"):
+        make_objective(DistillationConfig(), str(tmp_path / "whole"), student, torch.device("cpu"), tokenizer)

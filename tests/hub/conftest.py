@@ -15,6 +15,9 @@ from .hub_server import HubServer, use_hub
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
         use_hub(server, monkeypatch, tmp_path / "hf_home")
+        monkeypatch.setattr("hf_compress.hub.attempts.WAITS", (0.0, 0.0, 0.0, 0.0))
+        # What the client repeats by itself waits as long as it likes otherwise.
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         yield server
 
 

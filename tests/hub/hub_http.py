@@ -19,6 +19,7 @@ class Request:
     path: str
     token: str | None
     body: bytes
+    query: str = ""
 
 
 class Refusal(Exception):
@@ -53,6 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = self._read()
         fault = self.hub.take_fault(request.path)
         if fault is not None and not fault.lose_answer:
+            if fault.status < 0:
+                self.close_connection = True
+                return
             self._write(fault.status, fault.body, {"Content-Type": fault.content_type})
             return
         try:
@@ -80,14 +84,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        path = urlsplit(self.path).path
-        request = Request(self.command, path, token if scheme == "Bearer" else None, body)
+        address = urlsplit(self.path)
+        request = Request(self.command, address.path, token if scheme == "Bearer" else None, body, address.query)
         self.hub.requests.append(request)
         return request
 
     def _dispatch(self, request: Request) -> Any:
         if request.token not in (None, self.hub.token, self.hub.read_only_token):
             raise Refusal(401, "Invalid credentials in Authorization header")
+        self.hub.watch(request)
         method = "GET" if request.method == "HEAD" else request.method
         for wanted, pattern, call in self.table:
             match = pattern.fullmatch(request.path)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from typing import Any
@@ -58,6 +59,7 @@ class Fault:
     body: bytes
     content_type: str
     lose_answer: bool
+    times: int = 1
 
 
 class HubServer:
@@ -71,6 +73,8 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        # Called with each request before it is done.
+        self.watch: Callable[[Request], None] = lambda request: None
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(self, ROUTES))
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
@@ -93,19 +97,27 @@ class HubServer:
         """Return the commits of the repo, oldest first, over all branches."""
         return list(self.repos[repo_id].commits)
 
-    def fail_next(self, pattern: str, status: int, body: bytes = b"", content_type: str = "text/html") -> None:
+    def fail_next(
+        self, pattern: str, status: int, body: bytes = b"", content_type: str = "text/html", times: int = 1
+    ) -> None:
         """Answer the next request whose path matches `pattern` with an error instead of doing it; queues up."""
-        self.faults.append(Fault(pattern, status, body, content_type, lose_answer=False))
+        self.faults.append(Fault(pattern, status, body, content_type, lose_answer=False, times=times))
 
     def lose_next_answer(self, pattern: str) -> None:
         """Do the next request whose path matches `pattern`, then cut the connection without an answer."""
         self.faults.append(Fault(pattern, 0, b"", "", lose_answer=True))
 
+    def cut_next(self, pattern: str) -> None:
+        """Cut the connection of the next request whose path matches `pattern`, without doing anything."""
+        self.faults.append(Fault(pattern, -1, b"", "", lose_answer=False))
+
     def take_fault(self, path: str) -> Fault | None:
         """Remove and return the first fault that applies to `path`."""
         for fault in self.faults:
             if re.search(fault.pattern, path):
-                self.faults.remove(fault)
+                fault.times -= 1
+                if not fault.times:
+                    self.faults.remove(fault)
                 return fault
         return None
 
@@ -172,6 +184,9 @@ class HubServer:
         self._may_write(request, repo.split("/")[0])
         target = self._repo(request, repo)
         before = target.at(revision)
+        header = json.loads(request.body.splitlines()[0])["value"]
+        if header.get("parentCommit") not in (None, before.oid):
+            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files, lfs, message = dict(before.files), set(before.lfs), ""
         for line in request.body.splitlines():
             item = json.loads(line)
@@ -190,8 +205,28 @@ class HubServer:
                 raise Refusal(400, f"cannot do {item['key']} {value}")
         oid = hashlib.sha1(request.body + before.oid.encode()).hexdigest()
         target.commits.append(Commit(oid, message, files, frozenset(lfs)))
+        answer = {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}"}
+        if "create_pr=1" in request.query:
+            number = 1 + sum(name.startswith("refs/pr/") for name in target.branches)
+            target.branches[f"refs/pr/{number}"] = oid
+            return {**answer, "pullRequestUrl": f"{self.url}/{repo}/discussions/{number}"}
         target.branches[revision] = oid
-        return {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}"}
+        return answer
+
+    def create_tag(self, request: Request, repo: str, revision: str) -> dict[str, Any]:
+        self._may_write(request, repo.split("/")[0])
+        target, name = self._repo(request, repo), json.loads(request.body)["tag"]
+        if name in target.branches:
+            raise Refusal(409, "Reference already exists")
+        target.branches[name] = target.at(revision).oid
+        return {}
+
+    def list_commits(self, request: Request, repo: str, revision: str) -> list[dict[str, Any]]:
+        target = self._repo(request, repo)
+        head = target.at(revision)
+        made = target.commits[: target.commits.index(head) + 1] if head in target.commits else []
+        date = "2026-01-01T00:00:00.000Z"
+        return [{"id": c.oid, "title": c.message, "message": "", "authors": [], "date": date} for c in made[::-1]]
 
     def create_branch(self, request: Request, repo: str, revision: str) -> dict[str, Any]:
         self._may_write(request, repo.split("/")[0])
@@ -258,6 +293,8 @@ ROUTES: list[Route] = [
     ("POST", f"/api/models/{ID}/preupload/{REVISION}", HubServer.preupload),
     ("POST", f"/api/models/{ID}/commit/{REVISION}", HubServer.commit),
     ("POST", f"/api/models/{ID}/branch/{REVISION}", HubServer.create_branch),
+    ("POST", f"/api/models/{ID}/tag/{REVISION}", HubServer.create_tag),
+    ("GET", f"/api/models/{ID}/commits/{REVISION}", HubServer.list_commits),
     ("GET", f"/api/models/{ID}/tree/{REVISION}(?:/(?P<folder>.+))?", HubServer.tree),
     ("GET", f"/api/models/{ID}(?:/revision/{REVISION})?", HubServer.model_info),
     ("POST", f"/{ID}.git/info/lfs/objects/batch", HubServer.lfs_batch),

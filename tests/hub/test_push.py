@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from hf_compress.errors import HubError, PushRefusedError
-from hf_compress.hub.push import PushResult, push
+from hf_compress.hub.push import push
 
 from .folders import read_folder
-from .hub_server import HubServer
+from .hub_server import Commit, HubServer
 
 REPO = "tester/small"
 
@@ -212,17 +212,101 @@ def test_somebody_elses_name(hub: HubServer, model: Path) -> None:
     assert "use another name" in failed_push(hub, model, "google/small")
 
 
-@pytest.mark.parametrize("path", ["repos/create", "validate-yaml", "/commit/"])
-def test_outages_with_a_page_instead_of_an_answer(hub: HubServer, model: Path, path: str) -> None:
-    hub.fail_next(path, 503, b"<html><h1>Service Unavailable</h1></html>")
-    assert "push again" in failed_push(hub, model)
-    assert hub.repos == {} or hub.commits(REPO) == []
+PAGE = b"<html><h1>Service Unavailable</h1></html>"
+# Every request of a push of a model folder, with the kind of fault that the next tests put there.
+STEPS = [
+    "repos/create", r"models/tester/small$", "validate-yaml", "preupload", "objects/batch", "^/lfs/", "lfs-verify",
+    "/commit/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("fault", ["503", "429", "cut", "lost"])
+def test_a_passing_fault_at_any_request_is_waited_for(hub: HubServer, model: Path, step: str, fault: str) -> None:
+    if fault in ("503", "429"):
+        hub.fail_next(step, int(fault), PAGE, times=2)
+    else:
+        (hub.cut_next if fault == "cut" else hub.lose_next_answer)(step)
+    result = push(model, REPO, commit_message="A smaller model")
+    assert not hub.faults
+    assert hub.files(REPO) == read_folder(model)
+    (commit,) = hub.commits(REPO)
+    assert result.oid == commit.oid
+
+
+# The client goes on where the last check of a stored file gets no answer.
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "lfs-verify"])
+def test_an_outage_at_any_request_leaves_the_old_revision_and_a_rerun_goes_on(
+    hub: HubServer, model: Path, step: str
+) -> None:
+    push(model, REPO)
+    before = hub.files(REPO)
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-4] + b"\0\0\x80?")
+    hub.fail_next(step, 503, PAGE, times=10**6)
+    text = failed_push(hub, model)
+    assert "push again" in text
+    assert hub.files(REPO) == before
+    assert len(hub.commits(REPO)) == 1
+    hub.faults.clear()
     push(model, REPO)
     assert hub.files(REPO) == read_folder(model)
 
 
+def commit_theirs(hub: HubServer) -> None:
+    target = hub.repos[REPO]
+    target.commits.append(Commit("f" * 40, "Theirs", {"theirs": b"x"}, frozenset()))
+    target.branches["main"] = "f" * 40
+    hub.watch = lambda request: None
+
+
+def test_a_branch_that_moved_meanwhile_is_not_overwritten(hub: HubServer, model: Path) -> None:
+    push(model, REPO)
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    hub.watch = lambda request: commit_theirs(hub) if "/commit/" in request.path else None
+    assert "the branch moved meanwhile" in failed_push(hub, model)
+    assert hub.files(REPO) == {"theirs": b"x"}
+
+
+def test_a_lost_answer_and_a_commit_of_someone_else_is_said(hub: HubServer, model: Path) -> None:
+    push(model, REPO)
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    hub.cut_next("/commit/")
+    asked: list[str] = []
+
+    def watch(request):
+        asked.extend([request.path] if request.path == f"/api/models/{REPO}" else [])
+        if len(asked) == 2:
+            commit_theirs(hub)
+
+    hub.watch = watch
+    assert "nothing of this push is in it" in failed_push(hub, model)
+    assert hub.files(REPO) == {"theirs": b"x"}
+
+
+def test_a_pull_request_leaves_the_branch_alone(hub: HubServer, model: Path) -> None:
+    first = push(model, REPO)
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    result = push(model, REPO, create_pr=True)
+    assert result.pull_request == f"{hub.url}/{REPO}/discussions/1"
+    assert "pull request: " in result.to_text()
+    assert hub.repos[REPO].branches["main"] == first.oid
+    assert hub.files(REPO, "refs/pr/1") == read_folder(model)
+
+
+def test_tags(hub: HubServer, model: Path) -> None:
+    result = push(model, REPO, tag="v1")
+    assert hub.repos[REPO].branches["v1"] == result.oid
+    assert push(model, REPO, tag="v1", dry_run=True).oid is None
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(HubError, match="was pushed .* but it got no tag 'v1'"):
+        push(model, REPO, tag="v1")
+    assert hub.files(REPO) == read_folder(model)
+    with pytest.raises(HubError, match="give tag or create_pr"):
+        push(model, REPO, tag="v2", create_pr=True)
+
+
 def test_a_portal_that_answers_everything(hub: HubServer, model: Path) -> None:
-    hub.fail_next("repos/create", 200, b"<html>please log in to this network</html>")
+    hub.fail_next("repos/create", 200, b"<html>please log in to this network</html>", times=9)
     assert "no proxy answers in its place" in failed_push(hub, model)
 
 
@@ -257,14 +341,6 @@ def test_offline_mode(hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPat
     assert "offline mode" in failed_push(hub, model)
 
 
-def test_a_lost_answer_says_that_the_commit_may_be_there(hub: HubServer, model: Path) -> None:
-    hub.lose_next_answer("/commit/")
-    assert "may have been made" in failed_push(hub, model)
-    result = push(model, REPO)
-    assert isinstance(result, PushResult)
-    assert len(hub.commits(REPO)) == 1
-
-
 @pytest.mark.parametrize("source", ["environment", "file"])
 def test_a_server_that_repeats_the_token(
     hub: HubServer, model: Path, monkeypatch: pytest.MonkeyPatch, source: str
@@ -275,5 +351,5 @@ def test_a_server_that_repeats_the_token(
         monkeypatch.delenv("HF_TOKEN")
         Path(constants.HF_HOME).mkdir(exist_ok=True)
         Path(constants.HF_TOKEN_PATH).write_text(hub.token + "\n")
-    hub.fail_next("repos/create", 500, f"bad header Bearer {hub.token}".encode(), "text/plain")
+    hub.fail_next("repos/create", 501, f"bad header Bearer {hub.token}".encode(), "text/plain")
     assert "Bearer ***" in failed_push(hub, model)
