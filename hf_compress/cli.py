@@ -203,6 +203,8 @@ def _add_push(verbs: Any) -> None:
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     parser.add_argument("--revision", help="branch to commit to")
     parser.add_argument("--message", help="title of the commit")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    parser.add_argument("--tag", help="name for the commit, such as v1")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -215,6 +217,8 @@ def _push(arguments: argparse.Namespace) -> None:
         private=arguments.private,
         revision=arguments.revision,
         commit_message=arguments.message,
+        create_pr=arguments.create_pr,
+        tag=arguments.tag,
         dry_run=arguments.dry_run,
     )
     _print(result.to_dict(), arguments.json, result.to_text())

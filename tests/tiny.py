@@ -22,11 +22,10 @@ WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 def bert(seed: int = 0, dropout: float = 0.0, **changes) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=50,
         max_position_embeddings=16,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        **{**WIDTH, **changes},
+        **{"vocab_size": 50, **WIDTH, **changes},
     )
     return BertForSequenceClassification(config)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hf_compress.errors import HubError, PushRefusedError
 from hf_compress.hub.attempts import attempt
 from hf_compress.hub.commit import Request, make_commit, make_tag
+from hf_compress.hub.config import PushOptions
 from hf_compress.hub.explain import explain
 from hf_compress.hub.scan import Finding, Scan, SentFile, own_tokens, scan_folder
 
@@ -81,16 +82,7 @@ class PushResult:
 
 
 def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    tag: str | None = None,
-    dry_run: bool = False,
+    folder: str | Path, repo_id: str, *, token: str | None = None, dry_run: bool = False, **options: Any
 ) -> PushResult:
     """Send a model folder to the Hub in one commit, after checking that nothing in it must stay here.
 
@@ -100,40 +92,36 @@ def push(
     Args:
         folder: holds config.json or adapter_config.json.
         repo_id: "name" or "owner/name"; the repo is made if it is not there.
-        private: whether a new repo is private; True also refuses to push to a public one. None: the account's default.
-        revision: an existing branch; None: the main branch.
         token: of the Hub; None: the one logged in with.
-        commit_message: title of the commit.
-        create_pr: open a pull request with the commit instead of changing the branch.
-        tag: name for the commit, such as "v1"; it must not exist yet.
         dry_run: only say what would be sent; no request is made.
+        **options: fields of `PushOptions`: private, revision (an existing branch), commit_message, create_pr, tag.
 
     Returns:
         What was sent and where to, without the token.
 
     Raises:
         PushRefusedError: if the folder is no model or holds what must not leave this machine; no request was made.
+        ConfigError: if an option is unknown or they do not go together.
         HubError: if the Hub cannot be reached or does not agree; no commit was made, unless the message says so.
     """
     folder = Path(folder)
     _check_arguments(repo_id, token)
-    if create_pr and tag is not None:
-        raise HubError("give tag or create_pr: a pull request has no commit on a branch yet; tag it when it is merged")
+    where = PushOptions.from_dict(options)
     scan = scan_folder(_model_folder(folder), [token] if token else [])
     _refuse(folder, [*scan.refused, *_card_problems(folder)])
     with _hub_errors(repo_id, token):
         api = _api(token)
         notes = tuple(_notes(scan))
-        result = PushResult(repo_id, api.endpoint, revision or "main", dry_run, scan.send, scan.left_out, notes)
+        result = PushResult(repo_id, api.endpoint, where.revision or "main", dry_run, scan.send, scan.left_out, notes)
         if dry_run:
             return result
-        repo_id = _prepare_repo(api, repo_id, private, revision)
-        request = Request(repo_id, revision, commit_message or "Upload model", create_pr)
+        repo_id = _prepare_repo(api, repo_id, where.private, where.revision)
+        request = Request(repo_id, where.revision, where.commit_message or "Upload model", where.create_pr)
         commit = make_commit(api, folder, [file.path for file in scan.send], request)
         result = dataclasses.replace(result, repo_id=repo_id, commit_url=str(commit.commit_url), oid=commit.oid)
-        if tag is not None:
-            make_tag(api, repo_id, tag, commit)
-        return dataclasses.replace(result, pull_request=commit.pr_url, tag=tag)
+        if where.tag is not None:
+            make_tag(api, repo_id, where.tag, commit)
+        return dataclasses.replace(result, pull_request=commit.pr_url, tag=where.tag)
 
 
 def _check_arguments(repo_id: str, token: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_compress.errors import HubError, PushRefusedError
+from hf_compress.errors import ConfigError, HubError, PushRefusedError
 from hf_compress.hub.push import push
 
 from .folders import read_folder
@@ -301,7 +301,7 @@ def test_tags(hub: HubServer, model: Path) -> None:
     with pytest.raises(HubError, match="was pushed .* but it got no tag 'v1'"):
         push(model, REPO, tag="v1")
     assert hub.files(REPO) == read_folder(model)
-    with pytest.raises(HubError, match="give tag or create_pr"):
+    with pytest.raises(ConfigError, match="give tag or create_pr"):
         push(model, REPO, tag="v2", create_pr=True)
 
 
