@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import ConfigError, OutputExistsError, RecordError
+from hf_compress.hub.config import CardInfo, is_hub_id
 from hf_compress.measurement.record import Record, sort_records
-from hf_compress.options import Options
 from hf_compress.report import tables, wording
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# What an exported model needs besides torch and transformers.
+_RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "executorch": ("executorch",)}
 # End of an architecture's name -> the Auto class that loads it and the Hub's name of the task.
 _AUTO_CLASSES = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
@@ -39,41 +39,10 @@ _EXCEPTIONS = re.compile(
 _PATH_START = r"(?:(?<![\w./~-])|(?<=\s-\w))"
 # What only generated cards say; a name alone may stand in anybody's text.
 _OWN_MARKS = (
-    "Stock transformers loads it; hf_compress is not needed",
+    "hf_compress is not needed",
     "generated_from_trainer",
     "Model Card for Model ID",
 )
-
-
-@dataclass(frozen=True)
-class CardInfo(Options):
-    """What a card says beside the records; what is None or empty is left out of the card."""
-
-    model_name: str = field(metadata={"help": "name of the model, the card's title"})
-    repo_id: str | None = field(default=None, metadata={"help": "Hub id that the model will have"})
-    base_model: str | None = field(default=None, metadata={"help": "Hub id of what it was made from, never a path"})
-    base_model_revision: str | None = field(default=None, metadata={"help": "commit of the base model"})
-    license: str | None = field(default=None, metadata={"help": "the Hub's id of the license; copy the base's"})
-    language: tuple[str, ...] = field(default=(), metadata={"help": "ISO codes"})
-    datasets: tuple[str, ...] = field(default=(), metadata={"help": "Hub ids of the training data"})
-    pipeline_tag: str | None = field(default=None, metadata={"help": "the Hub's task; none: from the architecture"})
-    tags: tuple[str, ...] = field(default=(), metadata={"help": "tags besides hf_compress and the methods"})
-    recipe: str = field(default="", metadata={"help": "the recipe as YAML text"})
-    limits: tuple[str, ...] = field(
-        default=(), metadata={"help": "sentences on what the model should not be used for"}
-    )
-
-    def problems(self) -> Iterator[str]:
-        """Yield one sentence for each invalid value."""
-        if not self.model_name or "\n" in self.model_name:
-            yield f"model_name must be one line, found {self.model_name!r}"
-        for name in ("repo_id", "base_model"):
-            value = getattr(self, name)
-            if value is not None and not _is_hub_id(value):
-                yield f"{name} must be a Hub id such as 'user/model', not a path, found {value!r}"
-        for value in self.datasets:
-            if not _is_hub_id(value):
-                yield f"datasets must be Hub ids, not paths, found {value!r}"
 
 
 def create_card(
@@ -152,16 +121,12 @@ def without_local_paths(text: str) -> str:
     return re.sub(r"\b[A-Za-z]:\\+(?:[^\\\s\"']+\\+)+([^\\\s\"']*)", r"\1", text)
 
 
-def _is_hub_id(value: str) -> bool:
-    return _HUB_ID.fullmatch(value) is not None and not os.path.exists(value)
-
-
 def _metadata(result: Record, info: CardInfo) -> str:
     from huggingface_hub import ModelCardData
 
     base: dict[str, Any] = {}
     if info.base_model:
-        relation = "quantized" if result.method.get("quantization_config") else "finetune"
+        relation = "quantized" if _is_quantized(result) else "finetune"
         base = {"base_model": info.base_model, "base_model_relation": relation}
     evaluations = _evaluations(result, info)
     data = ModelCardData(
@@ -170,6 +135,7 @@ def _metadata(result: Record, info: CardInfo) -> str:
         library_name="transformers",
         pipeline_tag=_task(result, info),
         datasets=list(info.datasets) or None,
+        metrics=[m.name for m in result.measurements if tables.is_quality(m.name)] or None,
         tags=list(dict.fromkeys(["hf_compress", *wording.methods_of(result), *info.tags])),
         model_name=info.model_name if evaluations else None,
         eval_results=evaluations or None,
@@ -178,12 +144,17 @@ def _metadata(result: Record, info: CardInfo) -> str:
     return data.to_yaml() + "\n"
 
 
+def _is_quantized(result: Record) -> bool:
+    export = result.method.get("export") or {}
+    return bool(result.method.get("quantization_config") or export.get("quantization"))
+
+
 def _evaluations(result: Record, info: CardInfo) -> list[Any]:
     """Return the result's quality for the model index; only if the Hub's required fields are known."""
     from huggingface_hub import EvalResult
 
     data, task = result.dataset, _task(result, info)
-    if task is None or not _is_hub_id(str(data.get("id", ""))):
+    if task is None or not is_hub_id(str(data.get("id", ""))):
         return []
     return [
         EvalResult(
@@ -204,9 +175,11 @@ def _evaluations(result: Record, info: CardInfo) -> list[Any]:
 
 def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: Sequence[str]) -> dict[str, Any]:
     quantizer = (result.method.get("quantization_config") or {}).get("quant_method")
+    export = dict(result.method.get("export") or {})
+    needs = [*([quantizer, "accelerate"] if quantizer else []), *_RUNTIMES.get(str(export.get("format")), ())]
     compared = [r for r in (baseline, result) if r is not None]
     rows = tables.comparison_rows(compared)
-    shown = {k: v for k, v in result.method.items() if k not in ("architecture", "left_alone", "step")}
+    shown = {k: v for k, v in result.method.items() if k not in ("architecture", "left_alone", "step", "parts")}
 
     def table(names: Callable[[str], bool]) -> str:
         return wording.before_after_table([r for r in rows if names(r.name)], baseline, result)
@@ -214,8 +187,8 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
     return {
         "title": info.model_name,
         "summary": _summary(result, baseline, info),
-        "quantizer": quantizer,
-        "packages": " ".join(["torch", "transformers", *([quantizer, "accelerate"] if quantizer else [])]),
+        "loads_with": wording.loads_with(quantizer, export.get("format")),
+        "packages": " ".join(["torch", "transformers", *needs]),
         "snippet": _snippet(result, info),
         "quality_table": table(tables.is_quality),
         "data_sentence": wording.data_sentence(result, baseline),
@@ -230,7 +203,11 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
         "recipe": wording.listing(info.recipe.strip()),
         "command": result.command,
         "provenance": wording.provenance_lines(result),
+        "related": info.related,
         "limits": _limits(result, info),
+        "license": info.license,
+        "base_model": info.base_model,
+        "papers": wording.papers_of(result),
     }
 
 
@@ -248,6 +225,13 @@ def _summary(result: Record, baseline: Record | None, info: CardInfo) -> str:
 
 
 def _snippet(result: Record, info: CardInfo) -> str:
+    if result.method.get("export"):
+        place = f'"{info.repo_id}")' if info.repo_id else '".")  # this folder, or its id on the Hub'
+        names = ", ".join(result.method["export"].get("inputs", ())) or "the inputs that it was exported with"
+        return (
+            "from transformers.exporters import ExportedModel\n\n"
+            f"model = ExportedModel.from_pretrained({place}\n# model(...) takes {names}"
+        )
     auto = _auto_class(result)
     name = auto[0] if auto else result.method.get("architecture") or "AutoModel"
     place = f'"{info.repo_id}")' if info.repo_id else '".")  # this folder, or its id on the Hub'

@@ -24,6 +24,7 @@ from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.measurement.load import load_model, read_config
 from hf_compress.measurement.memory import measure_peak_memory
 from hf_compress.measurement.notes import honest_notes, unquantized_source
+from hf_compress.measurement.parts import describe_parts
 from hf_compress.measurement.quality import Evaluate, measure_quality
 from hf_compress.measurement.record import Measurement, Record, save_record
 from hf_compress.measurement.size import measure_size
@@ -41,7 +42,7 @@ def measure(
     output_dir: str | Path | None = None,
     **settings: Any,
 ) -> list[Record]:
-    """Measure size, latency, throughput, peak memory and quality of saved models, on the GPU if there is one.
+    """Measure size, speed, peak memory, load time and quality of saved models, on the GPU if there is one.
 
     Args:
         models: name -> saved model folder, in the order of the pipeline, or one folder.
@@ -71,7 +72,7 @@ def measure(
     # Memory comes before loading, so that no other model takes memory at that time.
     for name, folder in folders.items() if options.memory else ():
         _say(f"{name}: memory")
-        measured[name].append(measure_peak_memory(folder, options.batch_sizes[0], length=options.length))
+        measured[name] += measure_peak_memory(folder, options.batch_sizes[0], length=options.length)
     loaded = {name: load_model(folder) for name, folder in folders.items()}
     # Described before anything runs, since a forward pass may change quantized modules.
     what = {
@@ -149,6 +150,7 @@ def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
         found["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if k[0] != "_"}
         plain = (n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
         found["left_alone"] = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in plain})
+    found["parts"] = describe_parts(folder)
     report = read_report(folder)
     if report:
         found["export"] = report

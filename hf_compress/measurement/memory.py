@@ -1,4 +1,4 @@
-"""How much memory a model needs at its peak: to load it and run one forward pass, in a process of its own.
+"""How much memory a model needs at its peak, to load it and run one forward pass, and how long loading takes.
 
 Level: state.
 """
@@ -22,8 +22,8 @@ from hf_compress.measurement.record import Measurement
 
 def measure_peak_memory(
     folder: str | Path, batch_size: int = 1, *, length: int | None = None, device: str | None = None
-) -> Measurement:
-    """Measure the peak memory of loading a saved model and running one forward pass.
+) -> list[Measurement]:
+    """Measure the peak memory and the time of loading a saved model, and of one forward pass, in a fresh process.
 
     On a CPU it is the largest resident set minus the resident set after the imports; on a GPU the largest amount that
     torch had allocated.
@@ -35,7 +35,8 @@ def measure_peak_memory(
         device: "cpu" or "cuda"; None takes the GPU if there is one.
 
     Returns:
-        "peak_memory" in bytes.
+        "peak_memory" in bytes, and "load_time" in seconds, with the libraries imported and the files in the cache of
+        the system where they fit.
 
     Raises:
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
@@ -66,4 +67,8 @@ def measure_peak_memory(
         )
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     conditions = {"batch_size": batch_size, "device": device, "threads": request["threads"], **answer["conditions"]}
-    return Measurement("peak_memory", answer["bytes"], "bytes", conditions)
+    place = {"device": device, "threads": request["threads"]}
+    return [
+        Measurement("peak_memory", answer["bytes"], "bytes", conditions),
+        Measurement("load_time", answer["seconds"], "s", place),
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from hf_compress.measurement.load import is_quantized, load_model, model_class
 
 
 def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> dict[str, Any]:
-    """Load the model and run one forward pass; return the peak memory in bytes and the conditions."""
+    """Load the model and run one forward pass; return the peak memory, the time to load and the conditions."""
     _warm_up(folder)
     before = _resident_bytes()
+    begin = time.perf_counter()
     model = load_model(folder, device)
+    seconds = time.perf_counter() - begin
     inputs = dummy_inputs(model, batch_size, length)
     with torch.inference_mode():
         model(**inputs)
     _touch(model)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident_bytes() - before
     dtype = str(floating_dtype(model)).removeprefix("torch.")
-    return {"bytes": peak, "conditions": {**describe_inputs(inputs), "dtype": dtype}}
+    return {"bytes": peak, "seconds": seconds, "conditions": {**describe_inputs(inputs), "dtype": dtype}}
 
 
 def _warm_up(folder: str) -> None:

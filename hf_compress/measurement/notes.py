@@ -15,6 +15,8 @@ from hf_compress.report.tables import NOISE, describe_conditions, format_change,
 _FEW_ZEROS = 0.01
 # Below this part of what the arithmetic promises a reader must be told.
 _LAG = 0.75
+# Quartiles of latency that are farther apart than this part of the median come from a busy machine.
+_NOISY = 0.2
 
 
 def honest_notes(record: Record, baseline: Record | None, source: Record | None = None) -> tuple[str, ...]:
@@ -25,7 +27,7 @@ def honest_notes(record: Record, baseline: Record | None, source: Record | None 
         baseline: of the model it is compared with; None or itself if there is none.
         source: of the unquantized model that a quantized one was made from, if it was measured too.
     """
-    notes = list(_zero_notes(record))
+    notes = [*_zero_notes(record), *_noise_notes(record)]
     if baseline is not None and baseline is not record:
         slow = [*_slow_notes(record, baseline, "the baseline"), *_lag_notes(record, baseline)]
         notes = [*slow, *_bigger_notes(record, baseline), *notes]
@@ -93,6 +95,16 @@ def _zero_notes(record: Record) -> list[str]:
         "(dense kernels do not use zeros): they make the model neither smaller nor faster"
         for m in record.find("sparsity")
         if m.value >= _FEW_ZEROS
+    ]
+
+
+def _noise_notes(record: Record) -> list[str]:
+    """Say where the machine did something else too."""
+    return [
+        f"the times at {describe_conditions(dict(m.conditions))} vary by {100 * m.spread / m.value:.0f} % (first to "
+        "third quartile): the machine was busy, so differences of that size mean nothing"
+        for m in record.find("latency")
+        if m.spread is not None and m.value and m.spread > _NOISY * m.value
     ]
 
 

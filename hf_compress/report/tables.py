@@ -5,6 +5,7 @@ Level: base. Cards, notes and plots use these helpers, so that one pair of numbe
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from hf_compress.measurement.record import Measurement, Record, sort_records
 
 # Rows about size and speed, in the order of a table; every other metric is about quality and comes first.
 SIZE_METRICS = ("parameters", "nonzeros", "sparsity", "bytes_on_disk", "macs")
-SPEED_METRICS = ("latency", "throughput", "peak_memory")
+SPEED_METRICS = ("latency", "throughput", "peak_memory", "load_time")
 _HIDDEN = ("folder_bytes",)
 _LABELS = {
     "nonzeros": "nonzero parameters",
     "bytes_on_disk": "weights on disk",
     "peak_memory": "peak memory",
+    "load_time": "time to load",
     "macs": "multiply-accumulates of a pass",
 }
 # Two measurements are compared only if all of these are the same.
@@ -136,7 +138,7 @@ def compare_table(records: Iterable[Record], style: str = "text") -> str:
 
     Args:
         records: of one run; any order.
-        style: "text" or "markdown".
+        style: "text", "markdown" or "html".
 
     Raises:
         RecordError: if there are no records, more than one baseline, or quality on different data.
@@ -165,12 +167,17 @@ def baseline_index(records: Sequence[Record]) -> int | None:
 
 
 def draw_table(cells: Sequence[Sequence[str]], style: str = "text") -> str:
-    """Draw rows of cells, the first one as header, as "text" or "markdown"."""
+    """Draw rows of cells, the first one as header, as "text", "markdown" or "html"."""
+    if style == "html":
+        rows = [[html.escape(cell) for cell in row] for row in cells]
+        head = "".join(f"<th>{cell}</th>" for cell in rows[0])
+        body = "\n".join(f"<tr><th>{r[0]}</th>{''.join(f'<td>{c}</td>' for c in r[1:])}</tr>" for r in rows[1:])
+        return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
     if style == "markdown":
         lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
         return "\n".join([lines[0], "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines[1:]])
     if style != "text":
-        raise RecordError(f"style must be 'text' or 'markdown', found {style!r}")
+        raise RecordError(f"style must be 'text', 'markdown' or 'html', found {style!r}")
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()

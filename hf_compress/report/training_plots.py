@@ -75,22 +75,33 @@ def plot_sparsities(sparsities: Mapping[str, float], axes: Any = None) -> Any:
     """
     if not sparsities:
         raise RecordError("there are no sparsities to draw; attach the pruner to a model first")
-    cells = {_cell(name): value for name, value in sparsities.items()}
+    return plot_grid(sparsities, "zeros in %", axes)
+
+
+def plot_grid(values: Mapping[str, float], title: str, axes: Any = None) -> Any:
+    """Draw fractions by parameter name: layers across, kinds of weights down, each cell in percent.
+
+    Args:
+        values: 0-1, by parameter name.
+        title: above the picture.
+        axes: matplotlib axes to draw in; None makes new ones of fitting size.
+    """
+    cells = {_cell(name): value for name, value in values.items()}
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     layers = sorted({layer for _, layer in cells})
     if axes is None:
         axes = new_axes((2.5 + 0.62 * max(4, len(layers)), 1.2 + 0.4 * len(kinds)))
     grid = [[100 * cells[k, layer] if (k, layer) in cells else float("nan") for layer in layers] for k in kinds]
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=130, aspect="auto")
-    for row, values in enumerate(grid):
-        for column, value in enumerate(values):
+    for row, line in enumerate(grid):
+        for column, value in enumerate(line):
             if value == value:  # cells of kinds that a layer lacks are NaN
                 color = "white" if value > 65 else INK
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(layers)), ["-" if layer < 0 else str(layer) for layer in layers])
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_xlabel("layer")
-    axes.set_title("zeros in %", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

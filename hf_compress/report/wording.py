@@ -26,7 +26,21 @@ _METHODS = {
     "pruning": {"pruning", "prune", "oneshot"},
     "shrinking": {"shrink"},
     "quantization": {"quantization", "quantize", "quantization_config"},
+    "export": {"export"},
     "bitsandbytes": {"bitsandbytes"},
+}
+_RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+# Word in a record's method -> where its method comes from.
+_PAPERS = {
+    "distillation": "Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, arXiv:1503.02531",
+    "movement": "Sanh, Wolf, Rush: Movement Pruning, arXiv:2005.07683",
+    "platon": "Zhang et al.: PLATON, arXiv:2206.12562",
+    "cubic": "Zhu, Gupta: To prune, or not to prune, arXiv:1710.01878",
+    "sparsegpt": "Frantar, Alistarh: SparseGPT, arXiv:2301.00774",
+    "wanda": "Sun et al.: A Simple and Effective Pruning Approach for Large Language Models, arXiv:2306.11695",
+    "load_in_8bit": "Dettmers et al.: LLM.int8(), arXiv:2208.07339",
+    "nf4": "Dettmers et al.: QLoRA, arXiv:2305.14314",
+    "gptq": "Frantar et al.: GPTQ, arXiv:2210.17323",
 }
 # A longer listing is folded, so that the numbers and the limits stay in view.
 _FOLDED_LINES = 80
@@ -37,6 +51,20 @@ def methods_of(record: Record) -> list[str]:
     """Return which kinds of compression the record's method names, in the order they are usually done."""
     words = set(_words(record.method))
     return [tag for tag, signs in _METHODS.items() if words & signs]
+
+
+def loads_with(quantizer: str | None, exported: str | None) -> str:
+    """Return the sentence that stands before the load code."""
+    if exported:
+        return f"Stock transformers runs it on {_RUNTIMES.get(exported, exported)}; hf_compress is not needed:"
+    needs = f", but {quantizer} is" if quantizer else ""
+    return f"Stock transformers loads it; hf_compress is not needed{needs}:"
+
+
+def papers_of(record: Record) -> list[str]:
+    """Return the papers of the methods that the record names."""
+    words = set(_words(record.method))
+    return [paper for sign, paper in _PAPERS.items() if sign in words]
 
 
 def before_after_table(rows: Sequence[Row], baseline: Record | None, result: Record) -> str:

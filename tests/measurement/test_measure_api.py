@@ -76,7 +76,7 @@ def test_bad_input_is_refused_and_nothing_is_written(folders, tmp_path, models, 
 
 def test_one_bad_folder_refuses_all_before_anything_slow_starts(folders, monkeypatch):
     started = []
-    monkeypatch.setattr(api, "measure_peak_memory", lambda *_, **__: started.append("memory"))
+    monkeypatch.setattr(api, "measure_peak_memory", lambda *_, **__: [started.append("memory")])
     monkeypatch.setattr(api, "measure_latency", lambda *_, **__: started.append("speed"))
     with pytest.raises(ConfigError, match="there is no model folder"):
         measure({**folders, "gone": "nowhere"}, **{**QUICK, "memory": True})

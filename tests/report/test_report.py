@@ -118,6 +118,7 @@ def test_compare_reads_a_folder_and_writes_page_and_pictures(tmp_path):
     text = compare(tmp_path / "records", tmp_path / "report")
     assert text == compare_table(records.three()) + "\n- shrunk: mind this"
     assert {p.name for p in (tmp_path / "report").iterdir()} == {
+        "comparison.html",
         "comparison.md",
         "quality_latency.png",
         "quality_size.png",
@@ -128,5 +129,5 @@ def test_compare_reads_a_folder_and_writes_page_and_pictures(tmp_path):
 def test_without_matplotlib_the_page_is_still_written(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_compress.report.compare.is_available", lambda package: False)
     compare(records.three(), tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["comparison.md"]
+    assert {p.name for p in tmp_path.iterdir()} == {"comparison.html", "comparison.md"}
     assert "![" not in (tmp_path / "comparison.md").read_text()

@@ -1,0 +1,72 @@
+"""What a saved model is made of: its files, the bytes of its parts, and each matrix with its zeros.
+
+Level: state.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_compress.measurement.exported import is_exported
+from hf_compress.measurement.load import is_quantized, weight_files
+
+_LAYER = re.compile(r"(?:^|\.)\d+\.")
+
+
+def describe_parts(folder: str | Path) -> dict[str, Any]:
+    """Return what the weights of a saved model consist of, as plain data.
+
+    Returns:
+        "files": bytes of each file of weights. Of safetensors also "part_bytes": embeddings, layers and the rest. If
+        they are not quantized, "layers": name of each weight with two or more dimensions -> shape and nonzeros.
+
+    Raises:
+        ConfigError: if the folder is missing, is no saved model, or lacks weights.
+    """
+    files = weight_files(folder)
+    found: dict[str, Any] = {"files": {f.name: f.stat().st_size for f in files}}
+    if is_exported(folder):
+        return found
+    found["part_bytes"] = _part_bytes(files)
+    if not is_quantized(folder):
+        found["layers"] = _layers(files)
+    return found
+
+
+def _part_bytes(files: list[Path]) -> dict[str, int]:
+    sizes = {"embeddings": 0, "layers": 0, "rest": 0}
+    for path in files:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                sizes[_part(name)] += last - first
+    return sizes
+
+
+def _part(name: str) -> str:
+    if "embed" in name or re.search(r"(?:^|\.)w[tp]e\.", name):
+        return "embeddings"
+    return "layers" if _LAYER.search(name) else "rest"
+
+
+def _layers(files: list[Path]) -> dict[str, dict[str, Any]]:
+    from safetensors import safe_open
+
+    found = {}
+    for path in files:
+        with safe_open(str(path), framework="pt") as stored:
+            for name in stored.keys():
+                if len(stored.get_slice(name).get_shape()) < 2:
+                    continue
+                tensor = stored.get_tensor(name)
+                found[name] = {"shape": list(tensor.shape), "nonzeros": int(torch.count_nonzero(tensor))}
+    return found
