@@ -43,6 +43,7 @@ _HOMES = {
     "compare": "report.compare",
     "create_card": "hub.card",
     "push": "hub.push",
+    "push_pair": "hub.pair",
     "run_recipe": "recipes.recipe",
 }
 
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from hf_compress.distillation.config import DistillationConfig as DistillationConfig
     from hf_compress.distillation.student import make_student as make_student
     from hf_compress.hub.card import create_card as create_card
+    from hf_compress.hub.pair import push_pair as push_pair
     from hf_compress.hub.push import push as push
     from hf_compress.measurement.api import measure as measure
     from hf_compress.pruning.adapters import merge_adapter as merge_adapter

@@ -177,11 +177,14 @@ def _add_card(verbs: Any) -> None:
     parser.add_argument("--license", help="licence id, e.g. apache-2.0")
     parser.add_argument("--language", nargs="+", default=[], help="language codes")
     parser.add_argument("--datasets", nargs="+", default=[], help="Hub ids of the training data")
+    parser.add_argument("--related", nargs="+", default=[], help="Hub ids of the same model in other forms")
     parser.add_argument("--pictures", nargs="+", default=[], help="PNG files to show")
 
 
 def _card(arguments: argparse.Namespace) -> None:
-    from hf_compress.hub.card import CardInfo, create_card
+    from hf_compress.hub.base import with_base_facts
+    from hf_compress.hub.card import create_card
+    from hf_compress.hub.config import CardInfo
     from hf_compress.measurement.record import load_records
 
     info = CardInfo(
@@ -190,7 +193,9 @@ def _card(arguments: argparse.Namespace) -> None:
         license=arguments.license,
         language=tuple(arguments.language),
         datasets=tuple(arguments.datasets),
+        related=tuple(arguments.related),
     )
+    info = with_base_facts(info)
     records = load_records(_records_folder(arguments.records))
     print(create_card(arguments.folder, records, info=info, pictures=arguments.pictures))
 
@@ -199,6 +204,7 @@ def _add_push(verbs: Any) -> None:
     parser = _verb(verbs, "push", "upload a model folder in one commit, without pickles, tokens or home paths", _push)
     parser.add_argument("folder", help="the model folder")
     parser.add_argument("repo_id", help="NAME or OWNER/NAME")
+    parser.add_argument("--quantized", metavar="FOLDER", help="push this too, to REPO_ID-NAME, and link the two")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be sent")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repo private")
     parser.add_argument("--revision", help="branch to commit to")
@@ -209,19 +215,23 @@ def _add_push(verbs: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
+    from hf_compress.hub.pair import push_pair
     from hf_compress.hub.push import push
 
-    result = push(
-        arguments.folder,
-        arguments.repo_id,
-        private=arguments.private,
-        revision=arguments.revision,
-        commit_message=arguments.message,
-        create_pr=arguments.create_pr,
-        tag=arguments.tag,
-        dry_run=arguments.dry_run,
-    )
-    _print(result.to_dict(), arguments.json, result.to_text())
+    options = {
+        "private": arguments.private,
+        "revision": arguments.revision,
+        "commit_message": arguments.message,
+        "create_pr": arguments.create_pr,
+        "tag": arguments.tag,
+        "dry_run": arguments.dry_run,
+    }
+    if arguments.quantized is None:
+        result = push(arguments.folder, arguments.repo_id, **options)
+        _print(result.to_dict(), arguments.json, result.to_text())
+        return
+    pair = push_pair(arguments.folder, arguments.quantized, arguments.repo_id, **options)
+    _print([r.to_dict() for r in pair], arguments.json, "\n".join(r.to_text() for r in pair))
 
 
 if __name__ == "__main__":

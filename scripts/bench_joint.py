@@ -1,7 +1,8 @@
 """MiniLM on SST-2 with everything at once: fewer tokens, heads and neurons, distilled, in 8 bit, for one runtime.
 
     python scripts/bench_joint.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
-With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences. Accuracy is that of the validation sentences; all are timed in turn.
+With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences. Accuracy is
+that of the validation sentences; all are timed in turn.
 """
 
 import json

@@ -210,7 +210,9 @@ class Run:
         return {"models": list(names)}
 
     def _card(self, records: Sequence[Any]) -> None:
-        from hf_compress.hub.card import CardInfo, create_card
+        from hf_compress.hub.base import with_base_facts
+        from hf_compress.hub.card import create_card
+        from hf_compress.hub.config import CardInfo
 
         card = self.config.card
         info = CardInfo(
@@ -224,6 +226,7 @@ class Run:
             limits=card.limits,
             recipe=self.config.to_yaml(defaults=False),
         )
+        info = with_base_facts(info)
         pictures = sorted(self.folder.glob("quality_*.png"))
         result = next(r.model for r in records if r.role == "result")
         for folder in (self.folder, self.folder / result):

@@ -211,11 +211,12 @@ def _card_info(
     **hub: Any,
 ) -> Any:
     """Translate the arguments of `Trainer.create_model_card`."""
-    from hf_compress.hub.card import CardInfo
+    from hf_compress.hub.base import with_base_facts
+    from hf_compress.hub.config import CardInfo
 
     base = finetuned_from or getattr(getattr(trainer.model, "config", None), "name_or_path", None)
     datasets = hub.get("dataset_tags") or hub.get("dataset") or ()
-    return CardInfo(
+    info = CardInfo(
         model_name=model_name or Path(trainer.args.output_dir).name,
         base_model=base if base and not Path(base).exists() else None,
         license=license,
@@ -223,6 +224,7 @@ def _card_info(
         datasets=(datasets,) if isinstance(datasets, str) else tuple(datasets),
         tags=(tags,) if isinstance(tags, str) else tuple(tags or ()),
     )
+    return with_base_facts(info, trainer.args.hub_token)
 
 
 def push_trainer(trainer: Any, options: Mapping[str, Any], blocking: bool, **card: Any) -> Any:

@@ -239,7 +239,9 @@ class HubServer:
         commit = target.at(revision)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         owner = repo.split("/")[0]
-        return {"id": repo, "author": owner, "sha": commit.oid, "private": target.private, "siblings": siblings}
+        found = {"id": repo, "author": owner, "sha": commit.oid, "private": target.private, "siblings": siblings}
+        front = re.match(rb"---\n(.*?)\n---\n", commit.files.get("README.md", b""), re.DOTALL)
+        return {**found, "cardData": yaml.safe_load(front.group(1))} if front else found
 
     def tree(self, request: Request, repo: str, revision: str, folder: str = "") -> list[dict[str, Any]]:
         commit = self._repo(request, repo).at(revision)
