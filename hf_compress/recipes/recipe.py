@@ -227,7 +227,7 @@ class Run:
             recipe=self.config.to_yaml(defaults=False),
         )
         info = with_base_facts(info)
-        pictures = sorted(self.folder.glob("quality_*.png"))
+        pictures = sorted(self.folder.glob("*.png"), reverse=True)
         result = next(r.model for r in records if r.role == "result")
         for folder in (self.folder, self.folder / result):
             create_card(folder, records, info=info, pictures=pictures)

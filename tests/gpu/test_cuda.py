@@ -201,3 +201,31 @@ def test_a_folder_is_pruned_on_the_gpu_block_by_block(tmp_path):
     expected = prune_oneshot(model.cuda(), OneShotConfig(sparsity=0.5), batches)
     found = type(model).from_pretrained(tmp_path / "sparse")
     assert all(torch.allclose(a, b.cpu()) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["torchao-int8", "torchao-int8-dynamic", "torchao-int4"])
+def test_torchao_on_cuda_loads_back_equal_and_close_to_its_source(tmp_path, scheme):
+    pytest.importorskip("torchao")
+    model = tiny.bert(**WIDE).eval().cuda()
+    model.save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "small", QuantizationConfig(scheme))
+    again = type(model).from_pretrained(tmp_path / "small", device_map={"": "cuda"}).eval()
+    ids = torch.randint(0, 50, (2, 8), device="cuda")
+    with torch.inference_mode():
+        expected, found = model(input_ids=ids)[0].float(), again(input_ids=ids)[0].float()
+    assert (expected - found).norm() / expected.norm() < 0.5
+
+
+@pytest.mark.parametrize("scheme", ["torchao-int4", "int8"])
+def test_training_with_rounded_weights_on_cuda_gives_what_the_folder_gives(tmp_path, scheme):
+    model = tiny.bert(**WIDE)
+    config = CompressionConfig(quantization=QuantizationConfig(scheme, aware=True, ranges="learned"))
+    arguments = tiny.arguments(tmp_path / "run", use_cpu=False)
+    trainer = CompressionTrainer(model, arguments, compression=config, train_dataset=tiny.sentences())
+    trainer.train()
+    ids = torch.randint(0, 50, (4, 8), device="cuda")
+    folders = trainer.save_compressed(tmp_path / "out")
+    again = type(model).from_pretrained(folders["quantized"], device_map={"": "cuda"}).eval()
+    with torch.inference_mode():
+        expected, found = model.eval()(input_ids=ids)[0].float(), again(input_ids=ids)[0].float()
+    assert (expected - found).norm() / expected.norm() < 0.05
