@@ -28,7 +28,7 @@ from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
-from hf_compress.training.setup import check_arguments, keep_training_state_home, refuse_empty
+from hf_compress.training.setup import check_arguments, push_without_training_state, refuse_empty
 from hf_compress.training.unlabeled import unlabeled_batches
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
@@ -100,7 +100,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             # compute_loss below divides by the items of the whole accumulated batch itself.
             self.loss_is_scaled_for_ga = True
         self._start_record = start_record(self)
-        keep_training_state_home(self)
+        push_without_training_state(self)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the Trainer's optimizer; projections between widths and learned ranges are trained by it too."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sized
+from pathlib import Path
 from typing import Any
 
 from hf_compress.config import CompressionConfig
 from hf_compress.errors import ConfigError, DataError
+from hf_compress.training.background import BackgroundPush
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +41,25 @@ def check_arguments(compression: Any, teacher: Any, unlabeled_dataset: Any = Non
         raise ConfigError("a teacher was given, but compression has no distillation: add DistillationConfig()")
 
 
-def keep_training_state_home(trainer: Any) -> None:
-    """Turn off the background pushes of a Trainer, which upload pickles."""
+def push_without_training_state(trainer: Any) -> None:
+    """Put pushes of our own in the place of a Trainer's background pushes, which upload pickles and swallow errors."""
     from transformers.trainer_utils import HubStrategy
 
-    if trainer.args.push_to_hub and trainer.args.hub_strategy != HubStrategy.END:
+    wanted = trainer.args.hub_strategy
+    if not trainer.args.push_to_hub or wanted == HubStrategy.END:
+        return
+    trainer.args = copy.copy(trainer.args)
+    # The Trainer itself pushes at the end only, through push_to_hub.
+    trainer.args.hub_strategy = HubStrategy.END
+    if wanted != HubStrategy.EVERY_SAVE:
         logger.warning(
-            "hub_strategy=%r uploads pickles (training_args.bin) in the background while training; this run pushes "
-            "at the end instead (hub_strategy='end')",
-            trainer.args.hub_strategy.value,
+            "hub_strategy=%r uploads optimizer states for resuming elsewhere, which are pickles: the model of each "
+            "checkpoint is pushed, its training state stays here",
+            wanted.value,
         )
-        trainer.args = copy.copy(trainer.args)
-        trainer.args.hub_strategy = HubStrategy.END
+    repo_id = trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).absolute().name
+    options = {"private": trainer.args.hub_private_repo, "revision": trainer.args.hub_revision}
+    trainer.add_callback(BackgroundPush(repo_id, trainer.args.hub_token, options))
 
 
 def refuse_empty(dataset: Any) -> None:

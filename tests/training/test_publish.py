@@ -22,6 +22,7 @@ from hf_compress.errors import (
     ArchitectureError,
     ConfigError,
     DataError,
+    HubError,
     OutputExistsError,
     PushRefusedError,
     SparsityError,
@@ -137,15 +138,32 @@ def test_a_refused_push_leaves_the_hub_as_it_was(tmp_path, hub):
     assert not hub.repos
 
 
-def test_background_pushes_of_pickles_are_turned_off(tmp_path, hub, caplog):
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_each_checkpoint_is_pushed_whole_and_without_training_state(tmp_path, hub, caplog, strategy):
     trainer = trained(
-        tmp_path / "run", push_to_hub=True, hub_model_id="tester/quiet", save_strategy="steps", save_steps=4
-    )
-    assert "hub_strategy" in caplog.text
-    assert not [c for c in hub.commits("tester/quiet") if c.files]
+        tmp_path / "run", push_to_hub=True, hub_model_id="tester/often", save_strategy="steps", save_steps=4,
+        hub_strategy=strategy, save_total_limit=1,
+    )  # fmt: skip
+    assert ("stays here" in caplog.text) == (strategy != "every_save")
+    commits = [c for c in hub.commits("tester/often") if c.files]
+    assert [c.message for c in commits] == ["Training in progress, step 4", "Training in progress, step 8"]
+    assert all({"config.json", "model.safetensors"} <= set(c.files) for c in commits)
+    assert not [f for c in commits for f in c.files if f.endswith((".bin", ".pt", ".pth")) or "state" in f]
+    last = tmp_path / "run" / "checkpoint-8" / "model.safetensors"
+    assert commits[-1].files["model.safetensors"] == last.read_bytes()
     trainer.save_model()
-    assert "training_args.bin" not in hub.files("tester/quiet")
-    assert "model.safetensors" in hub.files("tester/quiet")
+    assert "model.safetensors" in hub.files("tester/often")
+
+
+def test_a_push_that_fails_while_training_is_logged_and_the_last_one_raised(tmp_path, hub, caplog):
+    hub.fail_next("/commit/", 403, b'{"error": "no rights"}', "application/json", times=1)
+    options = {"push_to_hub": True, "hub_model_id": "tester/often", "save_strategy": "steps", "save_steps": 4}
+    trained(tmp_path / "run", **options)
+    assert "a push while training failed" in caplog.text
+    assert len([c for c in hub.commits("tester/often") if c.files]) == 1
+    hub.fail_next("/commit/", 403, b'{"error": "no rights"}', "application/json", times=9)
+    with pytest.raises(HubError, match="may not write there"):
+        trained(tmp_path / "again", **options)
 
 
 DISTIL = CompressionConfig(DistillationConfig())
