@@ -163,7 +163,7 @@ def test_a_push_that_fails_while_training_is_logged_and_the_last_one_raised(tmp_
     assert len([c for c in hub.commits("tester/often") if c.files]) == 1
     hub.fail_next("/commit/", 403, b'{"error": "no rights"}', "application/json", times=9)
     with pytest.raises(HubError, match="may not write there"):
-        trained(tmp_path / "again", **options)
+        trained(tmp_path / "again", learning_rate=3e-3, **options)
 
 
 DISTIL = CompressionConfig(DistillationConfig())
