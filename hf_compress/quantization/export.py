@@ -129,7 +129,9 @@ def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) ->
     for package in (*kind.packages, *(kind.quantizations[quantization] if quantization else ())):
         require(package, f"exporting to {format}")
     if quantization == "static" and not batches:
-        raise DataError("static quantization is calibrated on samples: give batches of inputs like the real ones")
+        raise DataError(
+            "static quantization is calibrated on samples: give batches like the real inputs (--text FILE)"
+        )
     return kind
 
 
