@@ -83,7 +83,6 @@ def test_all_problems_are_reported_at_once_with_the_near_name():
         (lambda: PruningConfig(structure="ffn", include=("x",)), "do not go with structure='ffn'"),
         (lambda: DistillationConfig(task_weight=-1), "task_weight must be at least 0"),
         (lambda: DistillationConfig(logit_weight=0), "the teacher would do nothing"),
-        (lambda: QuantizationConfig(scheme="int4"), "scheme must be one of int8, nf4, fp4"),
         (lambda: QuantizationConfig(compute_dtype="half"), "compute_dtype must be one of"),
         (lambda: CompressionConfig(), "nothing to do"),
         (lambda: CompressionConfig(pruning={"sparsity": 0.5}), "pruning must be PruningConfig or none"),

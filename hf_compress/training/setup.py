@@ -13,6 +13,8 @@ from typing import Any
 
 from hf_compress.config import CompressionConfig
 from hf_compress.errors import ConfigError, DataError
+from hf_compress.imports import require
+from hf_compress.quantization.schemes import scheme_of
 from hf_compress.training.background import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -22,13 +24,19 @@ def check_arguments(compression: Any, teacher: Any, unlabeled_dataset: Any = Non
     """Make sure that `compression`, `teacher` and `unlabeled_dataset` go together.
 
     Raises:
-        ConfigError: if they do not.
+        ConfigError: if they do not, or there is no such quantization scheme.
+        MissingDependencyError: if a package of the scheme is missing.
+        QuantizationError: if an option is not for the scheme.
     """
     if compression is not None and not isinstance(compression, CompressionConfig):
         raise ConfigError(
             f"compression must be a CompressionConfig (CompressionConfig.from_dict reads plain data), found "
             f"{type(compression).__name__}"
         )
+    if compression is not None and compression.quantization is not None:
+        # An unknown scheme or a missing package is refused now, not after training.
+        for package in scheme_of(compression.quantization).packages:
+            require(package, f"the quantization scheme {compression.quantization.scheme}")
     distillation = compression.distillation if compression is not None else None
     distils = distillation is not None
     if distillation is not None and teacher is None and not distillation.cache:

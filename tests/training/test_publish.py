@@ -174,6 +174,11 @@ DISTIL = CompressionConfig(DistillationConfig())
     [
         ({"compression": {"pruning": {}}}, ConfigError, "must be a CompressionConfig"),
         ({"compression": DISTIL}, ConfigError, "distillation needs a teacher"),
+        (
+            {"compression": CompressionConfig(quantization=QuantizationConfig("int7"))},
+            ConfigError,
+            "unknown quantization scheme 'int7'",
+        ),
         ({"compression": None, "teacher": "x"}, ConfigError, "no distillation"),
         ({"compression": DISTIL, "teacher": tiny.bert(num_labels=4)}, TeacherError, "has 2 labels"),
         ({"compression": CompressionConfig(pruning=PruningConfig(include=("layr",)))}, TargetError, "layr"),
