@@ -126,7 +126,7 @@ def _metadata(result: Record, info: CardInfo) -> str:
 
     base: dict[str, Any] = {}
     if info.base_model:
-        relation = "quantized" if _is_quantized(result) else "finetune"
+        relation = "quantized" if wording.is_quantized(result) else "finetune"
         base = {"base_model": info.base_model, "base_model_relation": relation}
     evaluations = _evaluations(result, info)
     data = ModelCardData(
@@ -142,11 +142,6 @@ def _metadata(result: Record, info: CardInfo) -> str:
         **base,
     )
     return data.to_yaml() + "\n"
-
-
-def _is_quantized(result: Record) -> bool:
-    export = result.method.get("export") or {}
-    return bool(result.method.get("quantization_config") or export.get("quantization"))
 
 
 def _evaluations(result: Record, info: CardInfo) -> list[Any]:
@@ -225,8 +220,8 @@ def _summary(result: Record, baseline: Record | None, info: CardInfo) -> str:
 
 
 def _snippet(result: Record, info: CardInfo) -> str:
+    place = f'"{info.repo_id}")' if info.repo_id else '".")  # this folder, or its id on the Hub'
     if result.method.get("export"):
-        place = f'"{info.repo_id}")' if info.repo_id else '".")  # this folder, or its id on the Hub'
         names = ", ".join(result.method["export"].get("inputs", ())) or "the inputs that it was exported with"
         return (
             "from transformers.exporters import ExportedModel\n\n"
@@ -234,7 +229,6 @@ def _snippet(result: Record, info: CardInfo) -> str:
         )
     auto = _auto_class(result)
     name = auto[0] if auto else result.method.get("architecture") or "AutoModel"
-    place = f'"{info.repo_id}")' if info.repo_id else '".")  # this folder, or its id on the Hub'
     return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}"
 
 

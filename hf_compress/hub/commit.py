@@ -6,6 +6,7 @@ Level: outside.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,36 +43,39 @@ def make_commit(api: HfApi, folder: Path, paths: Sequence[str], request: Request
         HubError: if the branch moved meanwhile.
     """
     parent = _head(api, request)
+    # By this the commit is known again.
+    mark = f"Pushed by hf_compress ({uuid.uuid4().hex[:12]})"
     tried = False
 
     def once() -> CommitInfo:
         nonlocal tried, parent
-        if tried and not request.create_pr and (head := _head(api, request)) != parent:
-            if not _is_ours(api, request):
+        if tried and (head := _head(api, request)) != parent:
+            if not _is_marked(api, request, mark):
                 raise HubError(f"{request.repo_id} was not pushed: {ADVICE[412]}; nothing of this push is in it")
             # Nothing has changed on top of it, so the client returns that commit.
             parent = head
         tried = True
-        return _send(api, folder, paths, request, parent)
+        return _send(api, folder, paths, request, {"parent_commit": parent, "commit_description": mark})
 
-    return attempt(once)
+    # A pull request changes no branch that could be asked, so it is sent once only.
+    return once() if request.create_pr else attempt(once)
 
 
 def _head(api: HfApi, request: Request) -> str | None:
     return attempt(lambda: api.model_info(request.repo_id, revision=request.revision)).sha
 
 
-def _is_ours(api: HfApi, request: Request) -> bool:
+def _is_marked(api: HfApi, request: Request, mark: str) -> bool:
     """Say whether the newest commit of the branch is the one that was just sent."""
     commits = attempt(lambda: api.list_repo_commits(request.repo_id, revision=request.revision))
-    return bool(commits) and commits[0].title == request.message
+    return bool(commits) and mark in commits[0].message
 
 
-def _send(api: HfApi, folder: Path, paths: Sequence[str], request: Request, parent: str | None) -> CommitInfo:
+def _send(api: HfApi, folder: Path, paths: Sequence[str], request: Request, options: dict[str, Any]) -> CommitInfo:
     from huggingface_hub import CommitOperationAdd
 
-    options: dict[str, Any] = {"commit_message": request.message, "revision": request.revision}
-    options |= {"parent_commit": parent, "create_pr": request.create_pr}
+    options = {**options, "commit_message": request.message, "revision": request.revision}
+    options["create_pr"] = request.create_pr
     try:
         operations = [CommitOperationAdd(path, folder / path) for path in paths]
         return api.create_commit(request.repo_id, operations, **options)

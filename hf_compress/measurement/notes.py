@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.report.tables import NOISE, describe_conditions, format_change, format_value, is_slower, ratio
+from hf_compress.report.wording import is_quantized
 
 # Biases that start at zero and padding rows are a few in a thousand; below this, nobody asked for zeros.
 _FEW_ZEROS = 0.01
@@ -38,14 +39,10 @@ def honest_notes(record: Record, baseline: Record | None, source: Record | None 
 
 def unquantized_source(record: Record, earlier: Sequence[Record]) -> Record | None:
     """Return the nearest of the `earlier` records that is of the same model, unquantized."""
-    if not _is_quantized(record):
+    if not is_quantized(record):
         return None
-    same = (r for r in reversed(earlier) if not _is_quantized(r) and _parameters(r) == _parameters(record))
+    same = (r for r in reversed(earlier) if not is_quantized(r) and _parameters(r) == _parameters(record))
     return next(same, None)
-
-
-def _is_quantized(record: Record) -> bool:
-    return bool(record.method.get("quantization_config") or record.method.get("export", {}).get("quantization"))
 
 
 def _parameters(record: Record) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.measurement.exported import ExportedModule
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
 from hf_compress.measurement.record import Measurement
 
@@ -22,7 +23,6 @@ Inputs = Mapping[str, torch.Tensor]
 _SHORTEST_SAMPLE_MS = 1.0
 _MOST_SAMPLES = 200
 _SETTLE_SECONDS = 0.02
-_EXPORTED = "hf_compress.measurement.exported"
 
 
 def measure_latency(
@@ -74,7 +74,7 @@ def _sample(
     passes = {name: _passes_per_sample(model, batch, warmup) for name, (model, batch) in prepared.items()}
     samples: dict[str, list[float]] = {name: [] for name in prepared}
     order = list(prepared)
-    is_mixed = len({type(model).__module__ == _EXPORTED for model, _ in prepared.values()}) > 1
+    is_mixed = len({isinstance(model, ExportedModule) for model, _ in prepared.values()}) > 1
     start = time.perf_counter()
     done = 0
     while done < rounds or (done < _MOST_SAMPLES and time.perf_counter() - start < seconds * len(order)):

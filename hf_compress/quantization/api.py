@@ -5,10 +5,8 @@ Level: state.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,11 @@ from torch import nn
 
 from hf_compress.architecture.heads import head_modules
 from hf_compress.errors import QuantizationError
-from hf_compress.imports import require
 from hf_compress.measurement import load
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.output import free_folder
+from hf_compress.output import free_folder, whole_folder
 from hf_compress.quantization.config import QuantizationConfig
-from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of
+from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of, usable_scheme
 
 # What else makes a model folder usable: tokenizers, processors, generation settings, licences.
 _COMPANIONS = (
@@ -67,25 +64,20 @@ def quantize(
             has no linear layer to quantize, or loads back differently. Nothing is written then.
     """
     config = config or QuantizationConfig()
-    scheme = scheme_of(config)
-    for package in scheme.packages:
-        require(package, f"the quantization scheme {config.scheme}")
+    scheme = usable_scheme(config)
     if scheme.is_calibrated and not batches:
         raise QuantizationError(f"{config.scheme} is calibrated on samples: give batches, e.g. of calibration_batches")
     source, output = Path(source), free_folder(output)
     model_class = load.model_class(source)
     if load.is_quantized(source):
         raise QuantizationError(f"{source.name} is quantized already; start from its 16- or 32-bit source")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        part = Path(scratch) / output.name
+    with whole_folder(output) as part:
         skip = modules_to_skip(model_class, source, config, scheme)
         model = load_quantized(source, config, skip, batches)
         # bitsandbytes repacks 4-bit weights for the CPU at the first forward pass and saves them wrongly after it.
         model.save_pretrained(part)
         _check_reload(model, model_class, part)
         copy_companions(source, part)
-        os.replace(part, output)
     return output
 
 
@@ -120,20 +112,31 @@ def modules_to_skip(model_class: Any, source: Path, config: QuantizationConfig, 
 
     with torch.device("meta"):
         skeleton = model_class(AutoConfig.from_pretrained(source, trust_remote_code=False))
-    known = {name for name, _ in skeleton.named_modules()}
-    unknown = [m for m in config.skip_modules if not any(n == m or n.endswith(m) or n.startswith(m) for n in known)]
-    if unknown:
-        raise QuantizationError(f"skip_modules matches no module: {', '.join(unknown)}")
-    skip = [*head_modules(skeleton), *config.skip_modules]
-    unfit = {n: scheme.unfit(m, config) for n, m in linear_layers(skeleton, skip)}
-    left = [name for name, reason in unfit.items() if not reason]
-    if not left:
+    fit, unfit = layers_by_fit(skeleton, config, scheme)
+    if not fit:
         reasons = "; ".join(f"{n}: {reason}" for n, reason in list(unfit.items())[:3])
         raise QuantizationError(
             f"{model_class.__name__} has no linear layer to quantize besides its output head and the skipped modules "
             f"({', '.join(config.skip_modules) or 'none'}){'; ' + reasons if reasons else ''}"
         )
-    return [*skip, *(name for name, reason in unfit.items() if reason)]
+    return [*head_modules(skeleton), *config.skip_modules, *unfit]
+
+
+def layers_by_fit(
+    model: nn.Module, config: QuantizationConfig, scheme: Scheme
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return the linear layers that are quantized, and those that do not fit with the reason; heads are in neither.
+
+    Raises:
+        QuantizationError: if `config.skip_modules` matches no module.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    unknown = [s for s in config.skip_modules if not any(_is_skipped(name, [s]) for name in known)]
+    if unknown:
+        raise QuantizationError(f"skip_modules matches no module: {', '.join(unknown)}")
+    layers = dict(linear_layers(model, [*head_modules(model), *config.skip_modules]))
+    unfit = {name: reason for name, module in layers.items() if (reason := scheme.unfit(module, config))}
+    return {name: module for name, module in layers.items() if name not in unfit}, unfit
 
 
 def linear_layers(model: nn.Module, skip: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:

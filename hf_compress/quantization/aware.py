@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.architecture.heads import head_modules
 from hf_compress.errors import QuantizationError
-from hf_compress.quantization.api import linear_layers
+from hf_compress.quantization.api import layers_by_fit
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import affine, round_range, round_tokens, straight_through
 from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of
@@ -38,7 +37,7 @@ class LayerRounding(nn.Module):
     def __init__(self, weight: torch.Tensor, scheme: Scheme, config: QuantizationConfig) -> None:
         super().__init__()
         self.scheme, self.config = scheme, config
-        self.group = scheme.group(config, weight.shape[1])
+        self.group = scheme.group(config)
         self.share: nn.Parameter | None = None
         if config.ranges == "learned":
             shape = (weight.shape[0], weight.shape[1] // (self.group or weight.shape[1]), 1)
@@ -113,14 +112,7 @@ class FakeQuantizer:
         Raises:
             QuantizationError: if there is none, or `skip_modules` matches nothing.
         """
-        names = [name for name, _ in model.named_modules()]
-        unknown = [s for s in self.config.skip_modules if not any(s in name for name in names)]
-        if unknown:
-            raise QuantizationError(f"skip_modules matches no module: {', '.join(unknown)}")
-        skip = [*head_modules(model), *self.config.skip_modules]
-        for name, module in linear_layers(model, skip):
-            if self.scheme.unfit(module, self.config) or not module.weight.is_floating_point():
-                continue
+        for name, module in layers_by_fit(model, self.config, self.scheme)[0].items():
             key = name.replace(".", "/")
             self._modules[key] = module
             self.layers[key] = LayerRounding(_oriented(module), self.scheme, self.config)
@@ -196,10 +188,10 @@ def as_codes(model: nn.Module, folded: bool = True) -> Iterator[None]:
         model: with or without such layers.
         folded: hold codes; otherwise make them of the weight in every pass, which OpenVINO folds itself.
     """
-    # Registers the operators.
-    import torch.ao.quantization.fx._decomposed  # noqa: F401
-
     changed = [module for module in model.modules() if _ROUNDING in module.__dict__]
+    if changed:
+        # Registers the operators.
+        import torch.ao.quantization.fx._decomposed  # noqa: F401
     try:
         for module in changed:
             _store_codes(module, folded)

@@ -19,7 +19,7 @@ from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import FP4, NF4, round_blocks, round_rows
 from hf_compress.quantization.schemes import SCHEMES, Scheme, linear_inputs
 
-_PACKAGES = {"bitsandbytes": "0.49"}
+_PACKAGES = ("bitsandbytes",)
 _OPTIONS_4_BIT = frozenset({"double_quant", "compute_dtype", "storage_dtype"})
 
 
@@ -59,7 +59,7 @@ def _bits(config: QuantizationConfig) -> float:
     return 4 + (8 + 32 / 256 if config.double_quant else 32) / 64
 
 
-def _block(config: QuantizationConfig, inputs: int) -> int | None:
+def _block(config: QuantizationConfig) -> int | None:
     return 64
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,9 @@ from torch import nn
 from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError
 from hf_compress.imports import is_available, require
 from hf_compress.measurement import load
-from hf_compress.measurement.exported import REPORT, ExportedModule
+from hf_compress.measurement.exported import REPORT, ExportedModule, is_exported
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.output import free_folder
+from hf_compress.output import free_folder, whole_folder
 from hf_compress.quantization.api import copy_companions
 from hf_compress.quantization.aware import as_codes
 from hf_compress.quantization.formats import FORMATS, Format
@@ -75,9 +73,7 @@ def export(
     output = free_folder(output)
     source = _source(model)
     samples = [{n: t for n, t in batch.items() if n != "labels"} for batch in batches]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        part = Path(scratch) / output.name
+    with whole_folder(output) as part:
         was_training = source.training
         try:
             # NNCF prints its progress to where results are printed.
@@ -91,7 +87,6 @@ def export(
         (part / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if not isinstance(model, nn.Module):
             copy_companions(Path(model), part)
-        os.replace(part, output)
     return output
 
 
@@ -102,8 +97,9 @@ def _source(model: nn.Module | str | Path) -> Any:
         if getattr(model, "is_quantized", False):
             raise QuantizationError(f"this model is quantized, {way_out}")
         return model
-    if load.is_quantized(model):
-        raise QuantizationError(f"{Path(model).name} is quantized, {way_out}")
+    if is_exported(model) or load.is_quantized(model):
+        kind = "exported already" if is_exported(model) else "quantized"
+        raise QuantizationError(f"{Path(model).name} is {kind}, {way_out}")
     return load.load_model(model, "cpu")
 
 

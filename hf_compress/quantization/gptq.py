@@ -25,4 +25,4 @@ def _bits(config: QuantizationConfig) -> float:
     return 4 + (20 / config.group_size if config.group_size else 0)
 
 
-SCHEMES.register("gptq")(Scheme(_gptq, _bits, {"gptqmodel": "7.0"}, frozenset({"group_size"}), is_calibrated=True))
+SCHEMES.register("gptq")(Scheme(_gptq, _bits, ("gptqmodel",), frozenset({"group_size"}), is_calibrated=True))

@@ -14,7 +14,7 @@ from torch import nn
 from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.imports import require
 from hf_compress.measurement import load
-from hf_compress.output import free_folder
+from hf_compress.output import free_folder, whole_folder
 from hf_compress.quantization.api import copy_companions
 from hf_compress.quantization.bnb import dequantize, protect_4bit, quantized_layers
 
@@ -97,8 +97,9 @@ def merge_recovered(model: Any, source: str | Path, output: str | Path, *, initi
                 learnt = learnt - high @ low
             weight = plain.get_submodule(name).weight
             weight.add_((learnt.T if weight.shape != learnt.shape else learnt).to(weight.dtype))
-    plain.save_pretrained(output)
-    copy_companions(Path(source), output)
+    with whole_folder(output) as part:
+        plain.save_pretrained(part)
+        copy_companions(Path(source), part)
     return output
 
 

@@ -6,7 +6,7 @@ Level: state. A new scheme is one decorated function beside its kin; `quantize` 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_compress.errors import QuantizationError
+from hf_compress.imports import require
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.registry import Registry
 
@@ -28,11 +29,11 @@ class Scheme:
     Args:
         settings: (config, modules to skip, calibration batches) -> transformers' quantization config.
         bits: (config) -> stored for each weight, scales included.
-        packages: import name -> least version that was tried.
+        packages: import names of what it needs.
         options: fields of `QuantizationConfig` that it takes besides the common ones.
         rounds: (weight, config) -> the numbers that its codes stand for; None where training cannot simulate it.
         unfit: (layer, config) -> why this layer must be left alone, or nothing.
-        group: (config, inputs) -> neighbouring inputs that share a scale, None for all of an output.
+        group: (config) -> neighbouring inputs that share a scale, None for all of an output.
         levels: where all of an output share 8-bit codes: what their largest absolute value is divided by.
         activations: how it rounds inputs, as in `QuantizationConfig.activations`.
         is_calibrated: whether it needs samples.
@@ -40,11 +41,11 @@ class Scheme:
 
     settings: Callable[[QuantizationConfig, Sequence[str], Sequence[Any]], Any]
     bits: Callable[[QuantizationConfig], float]
-    packages: Mapping[str, str]
+    packages: tuple[str, ...]
     options: frozenset[str] = frozenset()
     rounds: Callable[[torch.Tensor, QuantizationConfig], torch.Tensor] | None = None
     unfit: Callable[[nn.Module, QuantizationConfig], str] = field(default=lambda module, config: "")
-    group: Callable[[QuantizationConfig, int], int | None] = lambda config, inputs: None
+    group: Callable[[QuantizationConfig], int | None] = lambda config: None
     levels: float | None = None
     activations: str = "none"
     is_calibrated: bool = False
@@ -92,4 +93,17 @@ def scheme_of(config: QuantizationConfig) -> Scheme:
             f"{config.scheme} does not round activations; take torchao-int8-dynamic, or activations='observed' and "
             "export"
         )
+    return scheme
+
+
+def usable_scheme(config: QuantizationConfig) -> Scheme:
+    """Return the scheme that `config` names, once its packages are here too.
+
+    Raises:
+        ConfigError, QuantizationError: as `scheme_of`.
+        MissingDependencyError: with the line that installs what is missing.
+    """
+    scheme = scheme_of(config)
+    for package in scheme.packages:
+        require(package, f"the quantization scheme {config.scheme}")
     return scheme

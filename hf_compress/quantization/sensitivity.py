@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.architecture.heads import head_modules
 from hf_compress.errors import DataError, QuantizationError
-from hf_compress.quantization.api import linear_layers
+from hf_compress.quantization.api import layers_by_fit
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.schemes import is_transposed, scheme_of
 
@@ -47,8 +46,7 @@ def quantization_sensitivity(
         raise DataError("expected at least one batch of inputs to compare predictions on, found none")
     if scheme.rounds is None:
         raise QuantizationError(f"{config.scheme} cannot be simulated layer by layer")
-    skip = [*head_modules(model), *config.skip_modules]
-    layers = {n: m for n, m in linear_layers(model, skip) if not scheme.unfit(m, config)}
+    layers, _ = layers_by_fit(model, config, scheme)
     if not layers:
         raise QuantizationError(f"{type(model).__name__} has no linear layer that {config.scheme} can quantize")
     was_training = model.training

@@ -13,9 +13,9 @@ from torch import nn
 
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import round_groups
-from hf_compress.quantization.schemes import SCHEMES, Scheme, linear_inputs
+from hf_compress.quantization.schemes import SCHEMES, Scheme, is_transposed, linear_inputs
 
-_PACKAGES = {"torchao": "0.18"}
+_PACKAGES = ("torchao",)
 
 
 def _wrap(quant_type: Any, skip: Sequence[str]) -> Any:
@@ -32,7 +32,14 @@ def _round_4_bits(weight: torch.Tensor, config: QuantizationConfig) -> torch.Ten
     return round_groups(weight, 4, config.group_size)
 
 
+def _transposed(module: nn.Module, config: QuantizationConfig) -> str:
+    # transformers leaves them as they are with torchao, without a word.
+    return "its weight is transposed, which torchao does not take" if is_transposed(module) else ""
+
+
 def _no_groups(module: nn.Module, config: QuantizationConfig) -> str:
+    if is_transposed(module):
+        return _transposed(module, config)
     inputs = linear_inputs(module)
     if config.group_size is None or inputs % config.group_size == 0:
         return ""
@@ -44,7 +51,7 @@ def _bits(config: QuantizationConfig) -> float:
     return 8.0 if config.scheme != "torchao-int4" or config.group_size is None else 8 + 40 / config.group_size
 
 
-def _group(config: QuantizationConfig, inputs: int) -> int | None:
+def _group(config: QuantizationConfig) -> int | None:
     return config.group_size
 
 
@@ -68,10 +75,9 @@ def _int4(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any
     return _wrap(IntxWeightOnlyConfig(torch.int4, group), skip)
 
 
-SCHEMES.register("torchao-int8")(Scheme(_int8, _bits, _PACKAGES, rounds=_round_8_bits, levels=127.5))
-SCHEMES.register("torchao-int8-dynamic")(
-    Scheme(_int8_dynamic, _bits, _PACKAGES, rounds=_round_8_bits, levels=127.5, activations="dynamic")
-)
+_ROWS: dict[str, Any] = {"rounds": _round_8_bits, "unfit": _transposed, "levels": 127.5}
+SCHEMES.register("torchao-int8")(Scheme(_int8, _bits, _PACKAGES, **_ROWS))
+SCHEMES.register("torchao-int8-dynamic")(Scheme(_int8_dynamic, _bits, _PACKAGES, **_ROWS, activations="dynamic"))
 # Codes of 4 bits, stored in a byte each: what the runtimes of torchao unpack on a CPU.
 SCHEMES.register("torchao-int4")(
     Scheme(_int4, _bits, _PACKAGES, frozenset({"group_size"}), rounds=_round_4_bits, unfit=_no_groups, group=_group)

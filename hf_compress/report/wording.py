@@ -53,6 +53,12 @@ def methods_of(record: Record) -> list[str]:
     return [tag for tag, signs in _METHODS.items() if words & signs]
 
 
+def is_quantized(record: Record) -> bool:
+    """Say whether a record is of a model in few bits, for transformers or exported."""
+    export = record.method.get("export") or {}
+    return bool(record.method.get("quantization_config") or export.get("quantization"))
+
+
 def loads_with(quantizer: str | None, exported: str | None) -> str:
     """Return the sentence that stands before the load code."""
     if exported:

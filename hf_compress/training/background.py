@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
-from hf_compress.errors import HfCompressError
+from hf_compress.errors import HfCompressError, PushRefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,7 @@ class BackgroundPush(TrainerCallback):
             return
         self._wait()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        copy = Path(tempfile.mkdtemp(prefix="hf_compress_push_"))
-        # The Trainer may delete the checkpoint while it is being sent.
-        _copy_model(folder, copy)
-        self._last = self._executor.submit(self._push, copy, state.global_step)
+        self._last = self._executor.submit(self._push, _copy_model(folder), state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,10 +76,20 @@ class BackgroundPush(TrainerCallback):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy_model(folder: Path, target: Path) -> None:
-    """Copy what a push of `folder` would send; the rest is training state."""
+def _copy_model(folder: Path) -> Path:
+    """Copy what a push of `folder` would send, since the Trainer may delete it meanwhile; the rest is training state.
+
+    Raises:
+        PushRefusedError: if there is something that must not leave this machine.
+    """
     from hf_compress.hub.scan import scan_folder
 
-    for file in scan_folder(folder).send:
+    scan = scan_folder(folder)
+    if scan.refused:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in scan.refused)
+        raise PushRefusedError(f"{folder.name} was not pushed, nothing was sent: {listed}")
+    target = Path(tempfile.mkdtemp(prefix="hf_compress_push_"))
+    for file in scan.send:
         (target / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / file.path, target / file.path)
+    return target

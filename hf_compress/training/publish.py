@@ -8,8 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +21,7 @@ from hf_compress.imports import is_available
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
-from hf_compress.output import free_folder
+from hf_compress.output import free_folder, whole_folder
 from hf_compress.pruning.adapters import merge_adapter
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
@@ -95,7 +93,8 @@ def _is_adapter_on_codes(trainer: Any) -> bool:
 def _write_adapter(trainer: Any, output: Path) -> dict[str, Path]:
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output / "adapter")
+        with whole_folder(output) as part:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part / "adapter")
     trainer.accelerator.wait_for_everyone()
     return {"adapter": output / "adapter"}
 
@@ -110,15 +109,12 @@ def _write_compressed(trainer: Any, output: Path) -> None:
         model = merge_adapter(copy.deepcopy(model))
     if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
         model = shrink(model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        part = Path(scratch) / output.name
+    with whole_folder(output) as part:
         model.save_pretrained(part / "model")
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(part / "model")
         if config is not None and config.quantization is not None:
             quantize(part / "model", part / "quantized", config.quantization)
-        os.replace(part, output)
 
 
 def start_record(trainer: Any) -> Record:

@@ -13,8 +13,7 @@ from typing import Any
 
 from hf_compress.config import CompressionConfig
 from hf_compress.errors import ConfigError, DataError
-from hf_compress.imports import require
-from hf_compress.quantization.schemes import scheme_of
+from hf_compress.quantization.schemes import usable_scheme
 from hf_compress.training.background import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -35,8 +34,7 @@ def check_arguments(compression: Any, teacher: Any, unlabeled_dataset: Any = Non
         )
     if compression is not None and compression.quantization is not None:
         # An unknown scheme or a missing package is refused now, not after training.
-        for package in scheme_of(compression.quantization).packages:
-            require(package, f"the quantization scheme {compression.quantization.scheme}")
+        usable_scheme(compression.quantization)
     distillation = compression.distillation if compression is not None else None
     distils = distillation is not None
     if distillation is not None and teacher is None and not distillation.cache:

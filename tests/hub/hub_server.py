@@ -34,6 +34,7 @@ class Commit:
     message: str
     files: dict[str, bytes]
     lfs: frozenset[str]
+    description: str = ""
 
 
 @dataclass
@@ -204,7 +205,7 @@ class HubServer:
             else:
                 raise Refusal(400, f"cannot do {item['key']} {value}")
         oid = hashlib.sha1(request.body + before.oid.encode()).hexdigest()
-        target.commits.append(Commit(oid, message, files, frozenset(lfs)))
+        target.commits.append(Commit(oid, message, files, frozenset(lfs), header.get("description", "")))
         answer = {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}"}
         if "create_pr=1" in request.query:
             number = 1 + sum(name.startswith("refs/pr/") for name in target.branches)
@@ -226,7 +227,10 @@ class HubServer:
         head = target.at(revision)
         made = target.commits[: target.commits.index(head) + 1] if head in target.commits else []
         date = "2026-01-01T00:00:00.000Z"
-        return [{"id": c.oid, "title": c.message, "message": "", "authors": [], "date": date} for c in made[::-1]]
+        return [
+            {"id": c.oid, "title": c.message, "message": c.description, "authors": [], "date": date}
+            for c in made[::-1]
+        ]
 
     def create_branch(self, request: Request, repo: str, revision: str) -> dict[str, Any]:
         self._may_write(request, repo.split("/")[0])

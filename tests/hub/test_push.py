@@ -254,7 +254,7 @@ def test_an_outage_at_any_request_leaves_the_old_revision_and_a_rerun_goes_on(
 
 def commit_theirs(hub: HubServer) -> None:
     target = hub.repos[REPO]
-    target.commits.append(Commit("f" * 40, "Theirs", {"theirs": b"x"}, frozenset()))
+    target.commits.append(Commit("f" * 40, "Upload model", {"theirs": b"x"}, frozenset()))
     target.branches["main"] = "f" * 40
     hub.watch = lambda request: None
 

@@ -162,6 +162,10 @@ def test_refusals_write_nothing(tmp_path, monkeypatch):
         export(tmp_path / "nf4", "onnx", out)
     with pytest.raises(OutputExistsError):
         export(tmp_path / "source", "onnx", tmp_path / "nf4")
+    (tmp_path / "source" / "export.json").write_text("{}")
+    with pytest.raises(QuantizationError, match="source is exported already"):
+        export(tmp_path / "source", "onnx", out)
+    (tmp_path / "source" / "export.json").unlink()
     from hf_compress import imports
 
     monkeypatch.setattr(imports, "is_available", lambda package: False)

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForIma
 from hf_compress import QuantizationConfig, quantize
 from hf_compress.errors import ConfigError, MissingDependencyError, QuantizationError
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.quantization import api
+from hf_compress.quantization import api, schemes
 from hf_compress.quantization.schemes import SCHEMES, scheme_of
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
@@ -90,6 +90,14 @@ def test_4_bit_rows_that_bitsandbytes_unpacks_wrongly_on_cpus_stay_as_they_are(t
     assert (logits(again, inputs) - wanted).norm() / wanted.norm() < 0.2
 
 
+@pytest.mark.parametrize("scheme", TORCHAO)
+def test_transposed_layers_that_torchao_leaves_alone_silently_are_refused(tmp_path, scheme):
+    pytest.importorskip("torchao")
+    GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(tmp_path / "source")
+    with pytest.raises(QuantizationError, match="its weight is transposed"):
+        quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig(scheme))
+
+
 def test_a_model_of_convolutions_is_refused(tmp_path):
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
     ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(tmp_path / "source")
@@ -117,7 +125,7 @@ def test_options_that_do_not_go_together_are_refused(options, error, message):
 
 def test_calibrated_schemes_ask_for_samples_and_missing_packages_for_pip(tmp_path, monkeypatch):
     tiny.llama().save_pretrained(tmp_path / "source")
-    monkeypatch.setattr(api, "require", lambda package, purpose: None)
+    monkeypatch.setattr(schemes, "require", lambda package, purpose: None)
     with pytest.raises(QuantizationError, match="gptq is calibrated on samples"):
         quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig("gptq"))
     monkeypatch.undo()
