@@ -126,13 +126,14 @@ def _metadata(result: Record, info: CardInfo) -> str:
 
     base: dict[str, Any] = {}
     if info.base_model:
-        relation = "quantized" if wording.is_quantized(result) else "finetune"
+        quantized_or_not = "quantized" if wording.is_quantized(result) else "finetune"
+        relation = "adapter" if result.method.get("adapter") else quantized_or_not
         base = {"base_model": info.base_model, "base_model_relation": relation}
     evaluations = _evaluations(result, info)
     data = ModelCardData(
         language=list(info.language) or None,
         license=info.license,
-        library_name="transformers",
+        library_name="peft" if result.method.get("adapter") else "transformers",
         pipeline_tag=_task(result, info),
         datasets=list(info.datasets) or None,
         metrics=[m.name for m in result.measurements if tables.is_quality(m.name)] or None,
@@ -171,7 +172,8 @@ def _evaluations(result: Record, info: CardInfo) -> list[Any]:
 def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: Sequence[str]) -> dict[str, Any]:
     quantizer = (result.method.get("quantization_config") or {}).get("quant_method")
     export = dict(result.method.get("export") or {})
-    needs = [*([quantizer, "accelerate"] if quantizer else []), *_RUNTIMES.get(str(export.get("format")), ())]
+    needs = [*(["peft"] if result.method.get("adapter") else []), *([quantizer, "accelerate"] if quantizer else [])]
+    needs += _RUNTIMES.get(str(export.get("format")), ())
     compared = [r for r in (baseline, result) if r is not None]
     rows = tables.comparison_rows(compared)
     shown = {k: v for k, v in result.method.items() if k not in ("architecture", "left_alone", "step", "parts")}
@@ -182,7 +184,7 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
     return {
         "title": info.model_name,
         "summary": _summary(result, baseline, info),
-        "loads_with": wording.loads_with(quantizer, export.get("format")),
+        "loads_with": wording.loads_with(quantizer, export.get("format"), bool(result.method.get("adapter"))),
         "packages": " ".join(["torch", "transformers", *needs]),
         "snippet": _snippet(result, info),
         "quality_table": table(tables.is_quality),
@@ -207,8 +209,8 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
 
 
 def _summary(result: Record, baseline: Record | None, info: CardInfo) -> str:
-    what = result.method.get("architecture") or "model"
-    sentence = f"A `{what}`"
+    what, adapter = result.method.get("architecture") or "model", result.method.get("adapter")
+    sentence = f"An adapter ({adapter.get('peft_type')}) on a `{what}`" if adapter else f"A `{what}`"
     if info.base_model:
         sentence += f" made from [{info.base_model}](https://huggingface.co/{info.base_model})"
         sentence += f" (revision `{info.base_model_revision}`)" if info.base_model_revision else ""
@@ -229,6 +231,15 @@ def _snippet(result: Record, info: CardInfo) -> str:
         )
     auto = _auto_class(result)
     name = auto[0] if auto else result.method.get("architecture") or "AutoModel"
+    adapter = result.method.get("adapter")
+    if adapter:
+        remote = info.base_model or (adapter["base"] if is_hub_id(adapter["base"]) and "/" in adapter["base"] else None)
+        hint = "" if remote else "  # the folder of the model that it was trained on"
+        return (
+            f"from peft import PeftModel\nfrom transformers import {name}\n\n"
+            f'base = {name}.from_pretrained("{remote or adapter["base"]}"){hint}\n'
+            f"model = PeftModel.from_pretrained(base, {place}"
+        )
     return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}"
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from hf_compress.errors import HubError, PushRefusedError
 from hf_compress.hub.attempts import attempt
 from hf_compress.hub.commit import Request, make_commit, make_tag
-from hf_compress.hub.config import PushOptions
+from hf_compress.hub.config import PushOptions, is_hub_id
 from hf_compress.hub.explain import explain
 from hf_compress.hub.scan import Finding, Scan, SentFile, own_tokens, scan_folder
+from hf_compress.measurement.adapter import is_adapter, read_adapter
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -108,7 +109,7 @@ def push(
     _check_arguments(repo_id, token)
     where = PushOptions.from_dict(options)
     scan = scan_folder(_model_folder(folder), [token] if token else [])
-    _refuse(folder, [*scan.refused, *_card_problems(folder)])
+    _refuse(folder, [*scan.refused, *_adapter_problems(folder), *_card_problems(folder)])
     with _hub_errors(repo_id, token):
         api = _api(token)
         notes = tuple(_notes(scan))
@@ -150,6 +151,17 @@ def _refuse(folder: Path, problems: list[Finding]) -> None:
     if problems:
         listed = "\n".join(f"  {path}: {reason}" for path, reason in problems)
         raise PushRefusedError(f"{folder} was not pushed, nothing was sent; {len(problems)} problem(s):\n{listed}")
+
+
+def _adapter_problems(folder: Path) -> Iterator[Finding]:
+    """Yield why nobody else could load an adapter."""
+    if is_adapter(folder):
+        base = read_adapter(folder).get("base_model_name_or_path")
+        if not isinstance(base, str) or not is_hub_id(base):
+            yield Finding(
+                "adapter_config.json",
+                "base_model_name_or_path is no id on the Hub; push the base first and write its id there",
+            )
 
 
 def _card_problems(folder: Path) -> Iterator[Finding]:

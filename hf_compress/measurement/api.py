@@ -17,11 +17,12 @@ from typing import Any
 from torch import nn
 
 from hf_compress.errors import ConfigError, did_you_mean
+from hf_compress.measurement.adapter import describe_adapter, is_adapter, load_measured, whole_model
 from hf_compress.measurement.config import MeasureSettings
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.exported import is_exported, read_report
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.measurement.load import load_model, read_config
+from hf_compress.measurement.load import read_config
 from hf_compress.measurement.memory import measure_peak_memory
 from hf_compress.measurement.notes import honest_notes, unquantized_source
 from hf_compress.measurement.parts import describe_parts
@@ -73,7 +74,7 @@ def measure(
     for name, folder in folders.items() if options.memory else ():
         _say(f"{name}: memory")
         measured[name] += measure_peak_memory(folder, options.batch_sizes[0], length=options.length)
-    loaded = {name: load_model(folder) for name, folder in folders.items()}
+    loaded = {name: load_measured(folder) for name, folder in folders.items()}
     # Described before anything runs, since a forward pass may change quantized modules.
     what = {
         name: {"step": step, **(methods or {}).get(name, {}), **_describe(folders[name], model)}
@@ -143,12 +144,15 @@ def _check_known(names: Any, known: Any) -> None:
 
 def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
     """Return what the saved model itself says about how it was made."""
-    config = read_config(folder)
-    name = type(model).__name__ if not is_exported(folder) else (config.get("architectures") or ["exported"])[0]
+    config = read_config(whole_model(folder))
+    name = (config.get("architectures") or ["exported"])[0]
     found: dict[str, Any] = {"architecture": name}
+    if is_adapter(folder):
+        found["adapter"] = describe_adapter(folder)
     if config.get("quantization_config"):
         found["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if k[0] != "_"}
-        plain = (n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
+        modules = model.get_base_model().named_modules() if is_adapter(folder) else model.named_modules()
+        plain = (n for n, m in modules if ".lora_" not in n and type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
         found["left_alone"] = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in plain})
     found["parts"] = describe_parts(folder)
     report = read_report(folder)

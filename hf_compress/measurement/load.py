@@ -15,6 +15,8 @@ from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement.environment import default_device
 from hf_compress.measurement.exported import ExportedModule, is_exported, program_files
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the `config.json` of a saved model as plain data.
@@ -28,6 +30,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise ConfigError(
+                f"expected a whole model, found an adapter in {folder}; merge it into its base, with `merge_adapter` or "
+                "PEFT's merge_and_unload, and save that"
+            ) from error
         raise ConfigError(f"{folder} is not a saved model: it has no config.json") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error

@@ -15,6 +15,7 @@ import torch
 
 from hf_compress.errors import UnsupportedError
 from hf_compress.measurement.environment import default_device
+from hf_compress.measurement.adapter import whole_model
 from hf_compress.measurement.exported import is_exported
 from hf_compress.measurement.load import model_class, weight_files
 from hf_compress.measurement.record import Measurement
@@ -42,9 +43,10 @@ def measure_peak_memory(
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
         UnsupportedError: if the process fails, with the last line that it wrote.
     """
-    if not is_exported(folder):
-        model_class(folder)
-    weight_files(folder)
+    whole = whole_model(folder)
+    if not is_exported(whole):
+        model_class(whole)
+    weight_files(whole)
     device = device or default_device()
     request = {
         "folder": str(Path(folder).resolve()),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hf_compress.measurement.adapter import is_adapter, load_measured, whole_model
 from hf_compress.measurement.exported import is_exported
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
 from hf_compress.measurement.load import is_quantized, load_model, model_class
@@ -24,7 +25,7 @@ def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> di
     _warm_up(folder)
     before = _resident_bytes()
     begin = time.perf_counter()
-    model = load_model(folder, device)
+    model = load_measured(folder, device)
     seconds = time.perf_counter() - begin
     inputs = dummy_inputs(model, batch_size, length)
     with torch.inference_mode():
@@ -40,11 +41,14 @@ def _warm_up(folder: str) -> None:
     # transformers imports part of itself only when a first model is loaded, so a tiny one is.
     from transformers import BertConfig, BertModel
 
-    if is_exported(folder):
+    if is_adapter(folder):
+        import peft  # noqa: F401
+    whole = whole_model(folder)
+    if is_exported(whole):
         import transformers.exporters  # noqa: F401
     else:
-        model_class(folder)
-    if is_quantized(folder):
+        model_class(whole)
+    if is_quantized(whole):
         import bitsandbytes  # noqa: F401
     sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
     with tempfile.TemporaryDirectory() as tiny, torch.inference_mode():

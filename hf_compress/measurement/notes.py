@@ -39,7 +39,7 @@ def honest_notes(record: Record, baseline: Record | None, source: Record | None 
 
 def unquantized_source(record: Record, earlier: Sequence[Record]) -> Record | None:
     """Return the nearest of the `earlier` records that is of the same model, unquantized."""
-    if not is_quantized(record):
+    if not is_quantized(record) or record.method.get("adapter"):
         return None
     same = (r for r in reversed(earlier) if not is_quantized(r) and _parameters(r) == _parameters(record))
     return next(same, None)
@@ -106,6 +106,8 @@ def _noise_notes(record: Record) -> list[str]:
 
 
 def _reason(method: Any) -> str:
+    if method.get("adapter"):
+        return ": the adapter is computed beside the layers it changes; merged into its base it costs nothing"
     config = method.get("quantization_config") or {}
     if config.get("quant_method") != "bitsandbytes":
         return ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hf_compress.measurement.adapter import adapter_weights, is_adapter, whole_model
 from hf_compress.measurement.exported import is_exported
 from hf_compress.measurement.load import is_quantized, weight_files
 
@@ -29,12 +30,13 @@ def describe_parts(folder: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
     """
-    files = weight_files(folder)
+    whole = whole_model(folder)
+    files = [*weight_files(whole), *([adapter_weights(folder)] if is_adapter(folder) else [])]
     found: dict[str, Any] = {"files": {f.name: f.stat().st_size for f in files}}
-    if is_exported(folder):
+    if is_exported(whole):
         return found
     found["part_bytes"] = _part_bytes(files)
-    if not is_quantized(folder):
+    if not is_quantized(whole):
         found["layers"] = _layers(files)
     return found
 

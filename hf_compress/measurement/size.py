@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hf_compress.measurement.adapter import adapter_weights, is_adapter, whole_model
 from hf_compress.measurement.exported import is_exported, read_report
 from hf_compress.measurement.load import is_quantized, load_model, model_class, weight_files
 from hf_compress.measurement.record import Measurement
@@ -37,16 +38,18 @@ def measure_size(folder: str | Path) -> list[Measurement]:
 
     Returns:
         bytes_on_disk (weights only), folder_bytes, parameters and, unless quantized or exported, nonzeros and
-        sparsity.
+        sparsity. Of an adapter all these with its base, and adapter_bytes without it.
 
     Raises:
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
         UnsupportedError: if its class is not part of transformers.
     """
+    if is_adapter(folder):
+        return _with_base(Path(folder))
     files = weight_files(folder)
     found = [
         Measurement("bytes_on_disk", sum(f.stat().st_size for f in files), "bytes"),
-        Measurement("folder_bytes", sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()), "bytes"),
+        Measurement("folder_bytes", _all_bytes(folder), "bytes"),
     ]
     if is_exported(folder):
         # A program holds constants that are no parameters; only what made it can say how many there were.
@@ -66,6 +69,29 @@ def measure_size(folder: str | Path) -> list[Measurement]:
         *(Measurement(name, count, "parameters") for name, count in counts.items()),
         Measurement("sparsity", 1 - counts["nonzeros"] / counts["parameters"], "fraction"),
     ]
+
+
+def _all_bytes(folder: str | Path) -> int:
+    return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+
+
+def _with_base(folder: Path) -> list[Measurement]:
+    """Measure an adapter together with its base."""
+    from safetensors.torch import load_file
+
+    own, base = adapter_weights(folder), measure_size(whole_model(folder))
+    tensors = load_file(own).values()
+    added = {
+        "bytes_on_disk": own.stat().st_size,
+        "folder_bytes": _all_bytes(folder),
+        "parameters": sum(t.numel() for t in tensors),
+        "nonzeros": sum(int(torch.count_nonzero(t)) for t in tensors),
+    }
+    found = {m.name: Measurement(m.name, m.value + added.get(m.name, 0), m.unit) for m in base}
+    if "sparsity" in found:
+        zeros = 1 - found["nonzeros"].value / found["parameters"].value
+        found["sparsity"] = Measurement("sparsity", zeros, "fraction")
+    return [*found.values(), Measurement("adapter_bytes", added["bytes_on_disk"], "bytes")]
 
 
 def _skeleton(folder: str | Path) -> nn.Module:

@@ -15,12 +15,13 @@ from hf_compress.errors import RecordError
 from hf_compress.measurement.record import Measurement, Record, sort_records
 
 # Rows about size and speed, in the order of a table; every other metric is about quality and comes first.
-SIZE_METRICS = ("parameters", "nonzeros", "sparsity", "bytes_on_disk", "macs")
+SIZE_METRICS = ("parameters", "nonzeros", "sparsity", "bytes_on_disk", "adapter_bytes", "macs")
 SPEED_METRICS = ("latency", "throughput", "peak_memory", "load_time")
 _HIDDEN = ("folder_bytes",)
 _LABELS = {
     "nonzeros": "nonzero parameters",
     "bytes_on_disk": "weights on disk",
+    "adapter_bytes": "of which the adapter",
     "peak_memory": "peak memory",
     "load_time": "time to load",
     "macs": "multiply-accumulates of a pass",

@@ -59,8 +59,10 @@ def is_quantized(record: Record) -> bool:
     return bool(record.method.get("quantization_config") or export.get("quantization"))
 
 
-def loads_with(quantizer: str | None, exported: str | None) -> str:
+def loads_with(quantizer: str | None, exported: str | None, is_adapter: bool = False) -> str:
     """Return the sentence that stands before the load code."""
+    if is_adapter:
+        return "Stock transformers and peft load it on top of its base; hf_compress is not needed:"
     if exported:
         return f"Stock transformers runs it on {_RUNTIMES.get(exported, exported)}; hf_compress is not needed:"
     needs = f", but {quantizer} is" if quantizer else ""

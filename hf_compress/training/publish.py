@@ -18,7 +18,9 @@ from torch import nn
 from hf_compress.architecture.saved import saved_weights
 from hf_compress.errors import SparsityError
 from hf_compress.imports import is_available
+from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.environment import environment
+from hf_compress.measurement.load import read_config
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
 from hf_compress.output import free_folder, whole_folder
@@ -119,9 +121,12 @@ def _write_compressed(trainer: Any, output: Path) -> None:
 
 def start_record(trainer: Any) -> Record:
     """Count the model that a run starts from."""
-    counts = count_parameters(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = model.get_base_model() if hasattr(model, "merge_and_unload") else model
+    # Codes of several weights are packed into one stored number, which says nothing of how many there are.
+    counts = {} if getattr(model, "is_quantized", False) else count_parameters(model)
     measurements = [Measurement(name, value, "parameters") for name, value in counts.items()]
-    method = {"architecture": type(trainer.model).__name__}
+    method = {"architecture": type(model).__name__}
     return Record("start", "baseline", tuple(measurements), environment(), seed=trainer.args.seed, method=method)
 
 
@@ -143,7 +148,7 @@ def run_records(trainer: Any, folder: Path) -> list[Record]:
             start, measurements=(*start.measurements, *before), dataset=dataset if before else {}
         )
     measurements = (*measure_size(folder), *after)
-    end = Record("result", "result", measurements, environment(), dataset, trainer.args.seed, method=_method(trainer))
+    end = Record("result", "result", measurements, environment(), dataset, trainer.args.seed, method=_method(trainer, folder))
     return [start, end]
 
 
@@ -163,14 +168,17 @@ def _dataset_id(dataset: Any) -> str:
     return getattr(getattr(dataset, "info", None), "dataset_name", None) or "the eval_dataset of the Trainer"
 
 
-def _method(trainer: Any) -> dict[str, Any]:
-    args = trainer.args
+def _method(trainer: Any, folder: Path) -> dict[str, Any]:
+    args, whole = trainer.args, whole_model(folder)
     names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16")
     training = {name: getattr(args, name) for name in names} | {"steps": trainer.state.global_step}
     compression = {k: v for k, v in trainer.compression.to_dict().items() if v is not None}
     # The saved model is the 16- or 32-bit one; save_compressed writes the quantized copy.
     compression.pop("quantization", None)
-    return {"architecture": type(trainer.model).__name__, **compression, "training": training}
+    found = {"architecture": read_config(whole)["architectures"][0], **compression, "training": training}
+    if is_adapter(folder):
+        found["adapter"] = describe_adapter(folder)
+    return found
 
 
 def write_card(trainer: Any, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from hf_compress import (
     PruningConfig,
     PruningTrainer,
     QuantizationConfig,
+    push,
 )
 from hf_compress.errors import (
     ArchitectureError,
@@ -217,3 +218,32 @@ def test_an_empty_dataset_gives_one_clear_error(tmp_path):
     with pytest.raises(DataError, match="training dataset is empty"):
         trainer.train()
     assert not list(Path(tmp_path).rglob("*.safetensors"))
+
+
+def test_an_adapter_is_pushed_with_its_own_card_once_its_base_has_an_id(tmp_path, hub):
+    from huggingface_hub import snapshot_download
+    from peft import LoraConfig, get_peft_model
+
+    base = tmp_path / "base"
+    tiny.bert().save_pretrained(base)
+    model = get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(base),
+        LoraConfig(task_type="SEQ_CLS", target_modules=["query"]),
+    )
+    arguments = tiny.arguments(tmp_path / "run", eval_strategy="epoch")
+    rows = {"train_dataset": tiny.sentences(), "eval_dataset": tiny.sentences(16, seed=3)}
+    config = CompressionConfig(DistillationConfig())
+    trainer = CompressionTrainer(model, arguments, compression=config, teacher=tiny.bert(1), **rows)
+    trainer.train()
+    trainer.args.hub_model_id = "tester/adapter"
+    with pytest.raises(PushRefusedError, match="base_model_name_or_path"):
+        trainer.push_to_hub()
+    assert not hub.repos
+    push(base, "tester/base")
+    snapshot_download("tester/base")
+    model.peft_config["default"].base_model_name_or_path = "tester/base"
+    trainer.push_to_hub(finetuned_from="tester/base")
+    card = hub.files("tester/adapter")["README.md"].decode()
+    assert "base_model_relation: adapter" in card
+    assert 'from_pretrained("tester/base")' in card
+    assert str(tmp_path) not in card
