@@ -15,7 +15,7 @@ IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
 BASE = {
     "errors.py", "imports.py", "output.py", "registry.py", "options.py", "config.py", "measurement/record.py",
-    "measurement/schema.py",
+    "measurement/schema.py", "measurement/adapter.py",
     "hub/card.py",
     "hub/scan.py", "hub/pickles.py", "report/tables.py", "report/wording.py",
 } | {i for i in IDS if i.endswith("/config.py")}  # fmt: skip
@@ -31,7 +31,7 @@ GLUE = {i for i in IDS if i.startswith("training/")} | {"pruning/callback.py"}
 OUTSIDE = {i for i in IDS if i.startswith("recipes/") and not i.endswith("config.py")} | {
     "cli.py", "cli_prune.py", "cli_quantize.py", "__main__.py", "report/plots.py", "report/training_plots.py",
     "report/compare.py", "report/parts_plots.py",
-    "hub/push.py", "hub/pair.py", "hub/attempts.py", "hub/commit.py", "hub/explain.py",
+    "hub/push.py", "hub/pair.py", "hub/attempts.py", "hub/commit.py", "hub/explain.py", "hub/metadata.py",
 }  # fmt: skip
 STATE = set(IDS) - BASE - MATHS - GLUE - OUTSIDE - {i for i in IDS if i.endswith("__init__.py")}
 METHODS = ("distillation", "pruning", "quantization")

@@ -177,6 +177,7 @@ def _context(result: Record, baseline: Record | None, info: CardInfo, pictures: 
     compared = [r for r in (baseline, result) if r is not None]
     rows = tables.comparison_rows(compared)
     shown = {k: v for k, v in result.method.items() if k not in ("architecture", "left_alone", "step", "parts")}
+    shown = {k: {n: w for n, w in v.items() if n != "history"} if isinstance(v, dict) else v for k, v in shown.items()}
 
     def table(names: Callable[[str], bool]) -> str:
         return wording.before_after_table([r for r in rows if names(r.name)], baseline, result)
@@ -233,12 +234,11 @@ def _snippet(result: Record, info: CardInfo) -> str:
     name = auto[0] if auto else result.method.get("architecture") or "AutoModel"
     adapter = result.method.get("adapter")
     if adapter:
-        remote = info.base_model or (adapter["base"] if is_hub_id(adapter["base"]) and "/" in adapter["base"] else None)
-        hint = "" if remote else "  # the folder of the model that it was trained on"
+        base = info.base_model or adapter["base"]
+        hint = "" if "/" in base else "  # the folder of the model that it was trained on"
         return (
             f"from peft import PeftModel\nfrom transformers import {name}\n\n"
-            f'base = {name}.from_pretrained("{remote or adapter["base"]}"){hint}\n'
-            f"model = PeftModel.from_pretrained(base, {place}"
+            f'base = {name}.from_pretrained("{base}"){hint}\nmodel = PeftModel.from_pretrained(base, {place}'
         )
     return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}"
 

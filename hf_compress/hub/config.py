@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hf_compress.options import Options
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -73,4 +73,4 @@ class CardInfo(Options):
 
 def is_hub_id(value: str) -> bool:
     """Say whether `value` is an id such as "user/model" and no path of this machine."""
-    return _HUB_ID.fullmatch(value) is not None and not os.path.exists(value)
+    return HUB_ID.fullmatch(value) is not None and not os.path.exists(value)

@@ -19,6 +19,7 @@ from hf_compress.hub.attempts import attempt
 from hf_compress.hub.commit import Request, make_commit, make_tag
 from hf_compress.hub.config import PushOptions, is_hub_id
 from hf_compress.hub.explain import explain
+from hf_compress.hub.metadata import metadata_problems
 from hf_compress.hub.scan import Finding, Scan, SentFile, own_tokens, scan_folder
 from hf_compress.measurement.adapter import is_adapter, read_adapter
 
@@ -166,25 +167,15 @@ def _adapter_problems(folder: Path) -> Iterator[Finding]:
 
 def _card_problems(folder: Path) -> Iterator[Finding]:
     """Yield what the Hub would refuse in the README's metadata, as far as that shows without asking it."""
-    import yaml
-    from huggingface_hub import ModelCard
-
     try:
-        card = ModelCard((folder / "README.md").read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        return
+        text = (folder / "README.md").read_bytes().decode("utf-8")
     except OSError:
-        return  # the scan reports it
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        yield Finding(
-            "README.md", f"its metadata cannot be read ({reason}); expected plain YAML between two lines of ---"
-        )
+        return  # there is none, or the scan reports it
+    except UnicodeDecodeError as error:
+        yield Finding("README.md", f"it cannot be read ({error}); expected UTF-8")
         return
-    for key in ("license", "base_model"):
-        value = getattr(card.data, key)
-        if not all(isinstance(v, str) for v in (value if isinstance(value, list) else [value or ""])):
-            yield Finding("README.md", f"{key}: expected a string or a list of strings, found {value!r}; quote it")
+    for problem in metadata_problems(text):
+        yield Finding("README.md", problem)
 
 
 def _notes(scan: Scan) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Saved PEFT adapters: small weights on top of a model that is saved elsewhere.
 
-Level: state.
+Level: base; huggingface_hub is imported inside functions.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from hf_compress.errors import ConfigError
 from hf_compress.imports import require
-from hf_compress.measurement.load import ADAPTER_CONFIG, load_model
 
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _TOLD = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules", "modules_to_save")
 
@@ -101,23 +99,3 @@ def whole_model(folder: str | Path) -> Path:
     require("peft", "models with adapters")
     adapter_weights(folder)
     return base_folder(folder)
-
-
-def load_measured(folder: str | Path, device: str | None = None) -> nn.Module:
-    """Load a saved model, an exported one, or an adapter on its base, in eval mode.
-
-    Args:
-        folder: of the model or of the adapter.
-        device: as in `load_model`.
-
-    Raises:
-        ConfigError: if something is missing.
-        MissingDependencyError: if `folder` holds an adapter and peft is not installed.
-        UnsupportedError: if its class is not part of transformers.
-    """
-    model = load_model(whole_model(folder), device)
-    if not is_adapter(folder):
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(folder)).eval()

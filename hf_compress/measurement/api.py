@@ -17,12 +17,12 @@ from typing import Any
 from torch import nn
 
 from hf_compress.errors import ConfigError, did_you_mean
-from hf_compress.measurement.adapter import describe_adapter, is_adapter, load_measured, whole_model
+from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.config import MeasureSettings
 from hf_compress.measurement.environment import environment
-from hf_compress.measurement.exported import is_exported, read_report
+from hf_compress.measurement.exported import read_report
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.measurement.load import read_config
+from hf_compress.measurement.load import load_measured, read_config
 from hf_compress.measurement.memory import measure_peak_memory
 from hf_compress.measurement.notes import honest_notes, unquantized_source
 from hf_compress.measurement.parts import describe_parts
@@ -151,9 +151,7 @@ def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
         found["adapter"] = describe_adapter(folder)
     if config.get("quantization_config"):
         found["quantization_config"] = {k: v for k, v in config["quantization_config"].items() if k[0] != "_"}
-        modules = model.get_base_model().named_modules() if is_adapter(folder) else model.named_modules()
-        plain = (n for n, m in modules if ".lora_" not in n and type(m) in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))
-        found["left_alone"] = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in plain})
+        found["left_alone"] = _plain_layers(model.get_base_model() if is_adapter(folder) else model)
     found["parts"] = describe_parts(folder)
     report = read_report(folder)
     if report:
@@ -162,6 +160,13 @@ def _describe(folder: Path, model: nn.Module) -> dict[str, Any]:
         oneshot = json.loads((folder / "oneshot.json").read_text(encoding="utf-8"))
         found["oneshot"] = {**oneshot["config"], "calibration": oneshot["calibration"]}
     return found
+
+
+def _plain_layers(model: nn.Module) -> list[str]:
+    """Return the layers that hold weights of their own in full precision, those of all blocks under one name."""
+    kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)
+    names = (n for n, m in model.named_modules() if type(m) in kinds and ".lora_" not in n)
+    return sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names})
 
 
 def _say(text: str) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 
 from hf_compress.errors import ConfigError, UnsupportedError
+from hf_compress.measurement.adapter import ADAPTER_CONFIG, is_adapter, whole_model
 from hf_compress.measurement.environment import default_device
 from hf_compress.measurement.exported import ExportedModule, is_exported, program_files
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -32,8 +31,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if (folder / ADAPTER_CONFIG).is_file():
             raise ConfigError(
-                f"expected a whole model, found an adapter in {folder}; merge it into its base, with `merge_adapter` or "
-                "PEFT's merge_and_unload, and save that"
+                f"expected a whole model, found an adapter in {folder}; merge it into its base, with `merge_adapter` "
+                "or PEFT's merge_and_unload, and save that"
             ) from error
         raise ConfigError(f"{folder} is not a saved model: it has no config.json") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -121,6 +120,26 @@ def load_model(folder: str | Path, device: str | None = None) -> nn.Module:
         raise ConfigError(f"{folder} lacks {len(missing)} weights of {cls.__name__}, for example {missing[0]}")
     model.eval()
     return model if placement else model.to(device)
+
+
+def load_measured(folder: str | Path, device: str | None = None) -> nn.Module:
+    """Load a saved model, an exported one, or an adapter on its base, in eval mode.
+
+    Args:
+        folder: of the model or of the adapter.
+        device: as in `load_model`.
+
+    Raises:
+        ConfigError: if something is missing.
+        MissingDependencyError: if `folder` holds an adapter and peft is not installed.
+        UnsupportedError: if its class is not part of transformers.
+    """
+    model = load_model(whole_model(folder), device)
+    if not is_adapter(folder):
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def is_quantized(folder: str | Path) -> bool:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from hf_compress.errors import UnsupportedError
-from hf_compress.measurement.environment import default_device
 from hf_compress.measurement.adapter import whole_model
+from hf_compress.measurement.environment import default_device
 from hf_compress.measurement.exported import is_exported
 from hf_compress.measurement.load import model_class, weight_files
 from hf_compress.measurement.record import Measurement

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from hf_compress.measurement.adapter import is_adapter, load_measured, whole_model
+from hf_compress.measurement.adapter import is_adapter, whole_model
 from hf_compress.measurement.exported import is_exported
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
-from hf_compress.measurement.load import is_quantized, load_model, model_class
+from hf_compress.measurement.load import is_quantized, load_measured, load_model, model_class
 
 
 def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> dict[str, Any]:

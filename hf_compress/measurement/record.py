@@ -59,6 +59,12 @@ class Measurement:
         ordered = sorted(self.samples)
         return ordered[(3 * len(ordered)) // 4] - ordered[len(ordered) // 4]
 
+    def percentile(self, share: float) -> float | None:
+        """Return the smallest sample that a `share` (0-1) of the samples do not exceed; None without samples."""
+        if not self.samples:
+            return None
+        return sorted(self.samples)[max(0, math.ceil(share * len(self.samples)) - 1)]
+
 
 @dataclass(frozen=True)
 class Record:

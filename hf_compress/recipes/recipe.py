@@ -20,8 +20,6 @@ from hf_compress.recipes.config import RecipeConfig
 from hf_compress.recipes.load import load_recipe
 
 _MARK = "recipe.json"
-# What a mark keeps of a stage that says how training went rather than what was done.
-_LOGS = ("history", "validation")
 
 
 def run_recipe(
@@ -176,7 +174,7 @@ class Run:
         own, methods = {}, {}
         for stage in self.config.stages:
             mark = json.loads((self.folder / "state" / f"{stage.name}.json").read_text(encoding="utf-8"))
-            own[stage.name] = {k: v for k, v in mark["method"].items() if v is not None and k not in _LOGS}
+            own[stage.name] = {k: v for k, v in mark["method"].items() if v is not None and k != "validation"}
         for stage in self.config.stages:
             chain, name = [], stage.name
             while name in own:

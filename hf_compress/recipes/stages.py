@@ -13,6 +13,7 @@ from hf_compress.errors import ConfigError, RecipeError, did_you_mean
 from hf_compress.recipes import untrained  # noqa: F401  (registers its stages)
 from hf_compress.recipes.config import RecipeConfig, StageConfig
 from hf_compress.recipes.stage import STAGES, StageContext, stage_kind
+from hf_compress.report.training_plots import curves
 
 # Training arguments that change nothing about the result.
 _BOOKKEEPING = (
@@ -178,7 +179,7 @@ def _cpu_multiplies_bf16() -> bool:
 
 def _training_method(stage: StageConfig, options: Mapping[str, Any], trainer: Any) -> Mapping[str, Any]:
     shown = {k: v for k, v in options.items() if k not in _BOOKKEEPING}
-    history = [{k: v for k, v in entry.items() if isinstance(v, (int, float))} for entry in trainer.state.log_history]
+    history = curves(trainer.state.log_history)
     compression = None if stage.compression is None else _given(stage.compression.to_dict())
     return {"training": {**shown, "steps": trainer.state.global_step}, "compression": compression, "history": history}
 

@@ -16,6 +16,7 @@ from hf_compress.measurement.record import Record, load_records, sort_records
 from hf_compress.report.parts_plots import plot_kept, plot_parts
 from hf_compress.report.plots import first_quality_metric, plot_quality_latency, plot_quality_size, save_plot
 from hf_compress.report.tables import compare_table
+from hf_compress.report.training_plots import histories, plot_histories
 
 
 def compare(records_or_folder: Iterable[Record] | str | Path, output_dir: str | Path | None = None) -> str:
@@ -24,7 +25,7 @@ def compare(records_or_folder: Iterable[Record] | str | Path, output_dir: str | 
     Args:
         records_or_folder: records, or the folder that holds them as *.json.
         output_dir: where comparison.md and comparison.html go and, if matplotlib is installed, pictures: quality
-            against size and latency, the bytes of each model's parts, what is left of each weight.
+            against size and latency, the bytes of each model's parts, the training runs, what is left of each weight.
 
     Returns:
         The table as plain text, with the notes of the records below it.
@@ -87,6 +88,8 @@ def _draw(records: list[Record], folder: Path) -> list[Path]:
             drawn.append(save_plot(plot_quality_latency(records), folder / "quality_latency.png"))
     if any(record.method.get("parts") for record in records):
         drawn.append(save_plot(plot_parts(records), folder / "parts.png"))
+    if histories(records):
+        drawn.append(save_plot(plot_histories(records), folder / "training.png"))
     return drawn + _draw_kept(records, folder)
 
 

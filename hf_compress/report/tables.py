@@ -88,10 +88,11 @@ def format_change(value: Measurement, base: Measurement) -> str:
 
 
 def format_spread(measurement: Measurement) -> str | None:
-    """Return the distance from the first to the third quartile of the samples, None if they are too few."""
+    """Return how far apart the samples are: between the quartiles, and what 19 of 20 stay under; None if too few."""
     if measurement.spread is None:
         return None
-    return f"{significant(measurement.spread)} {measurement.unit}"
+    most = significant(measurement.percentile(0.95) or 0.0)
+    return f"{significant(measurement.spread)} {measurement.unit}, 95 % within {most} {measurement.unit}"
 
 
 def is_slower(value: Measurement, base: Measurement) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of a pruning run: the ramp beside the loss, and how sparse each weight became.
+"""Pictures of training: the loss with the ramp of the sparsity, and how sparse each weight became.
 
 Level: outside. matplotlib is imported inside functions; the data are plain, from the Trainer's log and the pruner.
 """
@@ -10,41 +10,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_compress.errors import RecordError
+from hf_compress.measurement.record import Record
 from hf_compress.report.plots import BASELINE, INK, OTHER, new_axes, style
 
+# What of a log is drawn.
+_DRAWN = ("step", "loss", "eval_loss", "sparsity", "target_sparsity")
+_MOST_ENTRIES = 200
 # A number between dots is the index of a layer.
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def plot_training(log_history: Sequence[Mapping[str, Any]], axes: Any = None) -> Any:
-    """Draw the training loss and, on the right axis, the sparsity and what the schedule asked for, over the steps.
+    """Draw the training loss over the steps and, on the right axis, the sparsity and what the schedule asked for.
 
     Args:
-        log_history: `trainer.state.log_history` of a run that prunes; entries without a loss or sparsity are left out.
+        log_history: `trainer.state.log_history`; entries without a loss are left out, and the right axis where
+            nothing is pruned.
         axes: matplotlib axes to draw in; None makes new ones.
 
     Returns:
         The axes of the loss.
 
     Raises:
-        RecordError: if no entry has both a loss and a sparsity.
+        RecordError: if no entry has a loss.
     """
-    entries = [e for e in log_history if "loss" in e and "sparsity" in e]
+    entries = [e for e in log_history if "loss" in e]
     if not entries:
-        raise RecordError("no entry of the log has both a loss and a sparsity; train with a pruning callback first")
+        raise RecordError("no entry of the log has a loss; train first, with logging_steps below the number of steps")
     axes = axes if axes is not None else new_axes()
     style(axes)
     steps = [e["step"] for e in entries]
     (loss,) = axes.plot(steps, [e["loss"] for e in entries], color=INK, linewidth=1.2, label="training loss")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("training loss")
-    right = axes.twinx()
-    right.spines["top"].set_visible(False)
-    lines = [loss]
-    if all("target_sparsity" in e for e in entries):
-        targets = [100 * e["target_sparsity"] for e in entries]
-        lines += right.plot(steps, targets, color=BASELINE, linewidth=3, alpha=0.35, label="schedule")
-    lines += right.plot(steps, [100 * e["sparsity"] for e in entries], color=OTHER, linewidth=1.5, label="sparsity")
+    lines = [loss, *_draw_ramp(entries, axes)]
     evaluated = [e for e in log_history if "eval_loss" in e]
     if evaluated:
         lines += axes.plot(
@@ -54,10 +53,64 @@ def plot_training(log_history: Sequence[Mapping[str, Any]], axes: Any = None) ->
             color=INK,
             label="evaluation loss",
         )
-    right.set_ylabel("sparsity in %")
-    right.set_ylim(0, 100)
     axes.legend(lines, [line.get_label() for line in lines], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return axes
+
+
+def _draw_ramp(entries: Sequence[Mapping[str, Any]], axes: Any) -> list[Any]:
+    """Draw the sparsity of the entries that have one on a right axis; nothing if none has."""
+    pruned = [e for e in entries if "sparsity" in e]
+    if not pruned:
+        return []
+    right, lines = axes.twinx(), []
+    right.spines["top"].set_visible(False)
+    steps = [e["step"] for e in pruned]
+    if all("target_sparsity" in e for e in pruned):
+        targets = [100 * e["target_sparsity"] for e in pruned]
+        lines += right.plot(steps, targets, color=BASELINE, linewidth=3, alpha=0.35, label="schedule")
+    lines += right.plot(steps, [100 * e["sparsity"] for e in pruned], color=OTHER, linewidth=1.5, label="sparsity")
+    right.set_ylabel("sparsity in %")
+    right.set_ylim(0, 100)
+    return lines
+
+
+def curves(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return what of a Trainer's log is drawn, evenly thinned to some 200 entries, as plain data for a record."""
+    entries = [{k: e[k] for k in _DRAWN if isinstance(e.get(k), (int, float))} for e in log_history]
+    entries = [e for e in entries if "loss" in e or "eval_loss" in e]
+    return entries[:: max(1, len(entries) // _MOST_ENTRIES)]
+
+
+def histories(records: Sequence[Record]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the logs of the training runs behind the records, by the name of the stage, each once."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        for name, step in record.method.items():
+            if isinstance(step, Mapping) and any("loss" in e for e in step.get("history", ())):
+                found.setdefault(name, list(step["history"]))
+    return found
+
+
+def plot_histories(records: Sequence[Record]) -> Any:
+    """Draw each training run behind the records, one below the other, as `plot_training` does.
+
+    Returns:
+        The axes of the first.
+
+    Raises:
+        RecordError: if the records hold no log of a run.
+    """
+    runs = histories(records)
+    if not runs:
+        raise RecordError("the records hold no log of a training run; those of a recipe's training stages do")
+    figure = new_axes((6.4, 3.4 * len(runs))).figure
+    figure.clear()
+    panels = figure.subplots(len(runs), squeeze=False)[:, 0]
+    for axes, (name, history) in zip(panels, runs.items(), strict=True):
+        plot_training(history, axes)
+        axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
+    figure.tight_layout()
+    return panels[0]
 
 
 def plot_sparsities(sparsities: Mapping[str, float], axes: Any = None) -> Any:

@@ -148,7 +148,9 @@ def run_records(trainer: Any, folder: Path) -> list[Record]:
             start, measurements=(*start.measurements, *before), dataset=dataset if before else {}
         )
     measurements = (*measure_size(folder), *after)
-    end = Record("result", "result", measurements, environment(), dataset, trainer.args.seed, method=_method(trainer, folder))
+    end = Record(
+        "result", "result", measurements, environment(), dataset, trainer.args.seed, method=_method(trainer, folder)
+    )
     return [start, end]
 
 
@@ -200,7 +202,7 @@ def _draw(trainer: Any, folder: Path) -> list[Path]:
     from hf_compress.report.training_plots import plot_sparsities, plot_training
 
     drawn = [save_plot(plot_sparsities(trainer.pruner.sparsities), folder / "sparsity.png")]
-    if any("loss" in e and "sparsity" in e for e in trainer.state.log_history):
+    if any("loss" in e for e in trainer.state.log_history):
         drawn.append(save_plot(plot_training(trainer.state.log_history), folder / "training.png"))
     return drawn
 

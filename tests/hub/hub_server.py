@@ -71,6 +71,8 @@ class HubServer:
         self.token, self.read_only_token = WRITE_TOKEN, READ_TOKEN
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
+        # That the user may write to.
+        self.organisations: set[str] = set()
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -262,7 +264,7 @@ class HubServer:
             raise Refusal(401, "Invalid username or password.")
         if request.token != self.token:
             raise Refusal(403, "Forbidden: you must use a write token to write to a repo.")
-        if owner != self.user:
+        if owner not in {self.user, *self.organisations}:
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner!r}")
 
     def _repo(self, request: Request, repo: str) -> Repo:

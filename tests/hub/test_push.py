@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,11 +122,8 @@ BAD_FILES = {
     "token": ("config.json", b'{"t": "hf_' + b"aB3" * 11 + b'"}', "an access token"),
     "home path": ("config.json", b'{"p": "/home/jane/x"}', "home folder"),
     "python": ("x.py", b"", "auto_map"),
-    "yaml": ("README.md", b"---\na: [\n---\n", "cannot be read"),
-    "python tag": ("README.md", b"---\nn: !!python/object/apply:os.getcwd []\n---\n", "cannot be read"),
-    "yaml list": ("README.md", b"---\n- a\n---\n", "cannot be read"),
-    "license": ("README.md", b"---\nlicense: 2\n---\n", "expected a string"),
-    "metrics": ("README.md", b"---\nmodel-index:\n- name: x\n  results:\n  - task: 1\n---\n", "cannot be read"),
+    "metadata": ("README.md", b"---\nlicense: 2\n---\n", "license: expected"),
+    "encoding": ("README.md", b"\xff\xfe", "expected UTF-8"),
 }
 
 
@@ -156,6 +158,9 @@ def test_what_is_no_model_folder_is_refused(hub: HubServer, model: Path, name: s
 
 def test_adapters_are_models(hub: HubServer, model: Path) -> None:
     (model / "config.json").rename(model / "adapter_config.json")
+    with pytest.raises(PushRefusedError, match="push the base first"):
+        push(model, REPO)
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     push(model, REPO)
     assert hub.files(REPO) == read_folder(model)
 
@@ -212,6 +217,17 @@ def test_somebody_elses_name(hub: HubServer, model: Path) -> None:
     assert "use another name" in failed_push(hub, model, "google/small")
 
 
+def test_an_organisation_that_one_may_write_to(hub: HubServer, model: Path) -> None:
+    hub.organisations.add("lab")
+    result = push(model, "lab/small", private=True)
+    assert (result.repo_id, hub.files("lab/small")) == ("lab/small", read_folder(model))
+    assert hub.repos["lab/small"].private
+    hub.organisations.clear()
+    (model / "config.json").write_text("{}")
+    assert "use another name" in failed_push(hub, model, "lab/small")
+    assert len(hub.commits("lab/small")) == 1
+
+
 PAGE = b"<html><h1>Service Unavailable</h1></html>"
 # Every request of a push of a model folder, with the kind of fault that the next tests put there.
 STEPS = [
@@ -250,6 +266,49 @@ def test_an_outage_at_any_request_leaves_the_old_revision_and_a_rerun_goes_on(
     hub.faults.clear()
     push(model, REPO)
     assert hub.files(REPO) == read_folder(model)
+
+
+PUSHER = """
+import sys
+from hf_compress import push
+push(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_push_killed_at_any_request_leaves_the_old_revision_and_a_rerun_goes_on(
+    hub: HubServer, model: Path, step: str
+) -> None:
+    push(model, REPO)
+    before = hub.files(REPO)
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-4] + b"\0\0\x80?")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def kill(request) -> None:
+        # By now the client waits for the answer to this request, which comes when it is gone.
+        if re.search(step, request.path):
+            started[0].kill()
+            started[0].wait()
+
+    with hub.lock:
+        started.append(subprocess.Popen([sys.executable, "-c", PUSHER, str(model), REPO]))
+        hub.watch = kill
+    assert started[0].wait(timeout=120) == -signal.SIGKILL
+    hub.watch = lambda request: None
+    if step == "/commit/":  # the server had the whole commit when the client died
+        wait_until(lambda: hub.files(REPO) == read_folder(model))
+    else:
+        assert hub.files(REPO) == before
+    push(model, REPO)
+    assert hub.files(REPO) == read_folder(model)
+    assert len(hub.commits(REPO)) == 2
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def commit_theirs(hub: HubServer) -> None:

@@ -14,7 +14,7 @@ from hf_compress import QuantizationConfig, export, measure, quantize
 from hf_compress.errors import ConfigError
 from hf_compress.hub.card import create_card
 from hf_compress.hub.config import CardInfo
-from hf_compress.measurement.adapter import load_measured
+from hf_compress.measurement.load import load_measured
 
 QUICK = {"batch_sizes": (1,), "rounds": 1, "seconds": 0.0, "length": 8, "memory": False}
 

@@ -74,3 +74,11 @@ def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path, what)
         save_record(dataclasses.replace(record, method={"x": what}), path)
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
     assert load_record(path) == record
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.95, 1.0])
+def test_a_percentile_is_a_sample_that_so_many_do_not_exceed(share):
+    values = tuple(numpy.random.default_rng(0).permutation(37).astype(float))
+    found = Measurement("latency", 1.0, "ms", samples=values).percentile(share)
+    assert found == numpy.percentile(values, 100 * share, method="inverted_cdf")
+    assert Measurement("latency", 1.0, "ms").percentile(share) is None

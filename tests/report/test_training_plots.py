@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
+import records
 import tiny
 
-from hf_compress import PruningConfig, PruningTrainer
+from hf_compress import PruningConfig, PruningTrainer, compare
 from hf_compress.errors import RecordError
-from hf_compress.report.training_plots import plot_sparsities, plot_training
+from hf_compress.report.training_plots import curves, plot_histories, plot_sparsities, plot_training
 
 
 def test_the_ramp_is_drawn_beside_the_loss_with_what_was_logged(tmp_path):
@@ -41,7 +44,31 @@ def test_every_weight_has_its_cell():
 
 
 def test_without_anything_to_draw_it_says_what_is_missing():
-    with pytest.raises(RecordError, match="train with a pruning callback"):
-        plot_training([{"loss": 1.0, "step": 1}])
+    with pytest.raises(RecordError, match="no entry of the log has a loss"):
+        plot_training([{"learning_rate": 1.0, "step": 1}])
+    with pytest.raises(RecordError, match="no log of a training run"):
+        plot_histories(records.three())
     with pytest.raises(RecordError, match="attach the pruner"):
         plot_sparsities({})
+
+
+def test_each_run_behind_the_records_is_drawn_once_with_a_ramp_where_it_prunes(tmp_path):
+    plain = [{"step": s, "loss": 1 / s, "epoch": 0.1} for s in (1, 2, 3)]
+    pruned = [{**e, "sparsity": 0.2 * e["step"], "target_sparsity": 0.5} for e in plain]
+    teacher, shrunk, _ = records.three()
+    runs = {"teacher": {"history": curves(plain)}}
+    both = {**runs, "student": {"history": curves(pruned)}, "shrunk": {"keep": {}}}
+    found = [dataclasses.replace(teacher, method=runs), dataclasses.replace(shrunk, method=both, role="result")]
+    figure = plot_histories(found).figure
+    titles = [a.get_title(loc="left") for a in figure.axes]
+    assert [t for t in titles if t] == ["teacher", "student"]
+    (ramp,) = [line for a in figure.axes for line in a.get_lines() if line.get_label() == "sparsity"]
+    assert list(ramp.get_ydata()) == [100 * e["sparsity"] for e in pruned]
+    compare(found, tmp_path)
+    assert "](training.png)" in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_long_log_is_thinned_and_keeps_what_is_drawn():
+    found = curves([{"step": s, "loss": 1.0, "grad_norm": 2.0} for s in range(1000)])
+    assert len(found) == 200
+    assert found[1] == {"step": 5, "loss": 1.0}
