@@ -108,7 +108,8 @@ def plot_histories(records: Sequence[Record]) -> Any:
     panels = figure.subplots(len(runs), squeeze=False)[:, 0]
     for axes, (name, history) in zip(panels, runs.items(), strict=True):
         plot_training(history, axes)
-        axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
+        # Above the legend, which stands on the axes.
+        axes.set_title(name, loc="left", pad=28, fontsize=10, fontweight="bold")
     figure.tight_layout()
     return panels[0]
 
