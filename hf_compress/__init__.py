@@ -20,6 +20,8 @@ _HOMES = {
     "CompressionTrainer": "training.trainer",
     "DistillationTrainer": "training.trainer",
     "PruningTrainer": "training.trainer",
+    "Seq2SeqCompressionTrainer": "training.trainer",
+    "EmbeddingTrainer": "training.embedding",
     "PruningCallback": "pruning.callback",
     "merge_adapter": "pruning.adapters",
     "OneShotConfig": "pruning.oneshot.config",
@@ -80,10 +82,12 @@ if TYPE_CHECKING:
     from hf_compress.recipes.recipe import run_recipe as run_recipe
     from hf_compress.report.compare import compare as compare
     from hf_compress.training.choose import choose_logit_weight as choose_logit_weight
+    from hf_compress.training.embedding import EmbeddingTrainer as EmbeddingTrainer
     from hf_compress.training.mixin import CompressionMixin as CompressionMixin
     from hf_compress.training.trainer import CompressionTrainer as CompressionTrainer
     from hf_compress.training.trainer import DistillationTrainer as DistillationTrainer
     from hf_compress.training.trainer import PruningTrainer as PruningTrainer
+    from hf_compress.training.trainer import Seq2SeqCompressionTrainer as Seq2SeqCompressionTrainer
 
 
 def __getattr__(name: str) -> Any:

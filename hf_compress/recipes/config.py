@@ -23,7 +23,13 @@ RESERVED = ("records", "state", "work")
 class TaskConfig(Options):
     """The data and how it becomes model inputs."""
 
-    type: str = field(metadata={"help": "text-classification, image-classification or causal-language-modeling"})
+    type: str = field(
+        metadata={
+            "help": "text-classification, token-classification, question-answering, causal-language-modeling, "
+            "masked-language-modeling, sequence-to-sequence, sentence-embeddings, image-classification or "
+            "audio-classification"
+        }
+    )
     dataset: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a dataset, or 'digits' (scikit-learn's, no download)"}
     )
@@ -36,11 +42,41 @@ class TaskConfig(Options):
         default_factory=dict,
         metadata={"help": "names of the splits to use as train, validation and test; validation is cut from train"},
     )
-    text_columns: tuple[str, ...] = field(default=(), metadata={"help": "one column of text, or two for pairs"})
+    text_columns: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "columns of text: one, or two for pairs; question and context; source and target; the words of a "
+            "text; the messages of a chat"
+        },
+    )
     image_column: str = field(default="image", metadata={"help": "column that holds the images"})
-    label_column: str = field(default="label", metadata={"help": "column that holds the class"})
+    audio_column: str = field(default="audio", metadata={"help": "column that holds sound files, or samples"})
+    rate_column: str = field(
+        default="sampling_rate", metadata={"help": "column with the samples a second, where no sound file says so"}
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "column that holds the class, the classes or the number to predict; the tags of words; the "
+            "answers of questions; default: label, ner_tags, answers"
+        },
+    )
     max_length: int = field(
         default=128, metadata={"help": "longest text, in tokens; of language models the length of their rows"}
+    )
+    max_target_length: int = field(
+        default=64, metadata={"help": "sequence-to-sequence: longest target, and longest text that is written"}
+    )
+    prefix: str = field(default="", metadata={"help": "sequence-to-sequence: put before each source"})
+    doc_stride: int = field(
+        default=64, metadata={"help": "question-answering: tokens that two windows of a long context share"}
+    )
+    mlm_probability: float = field(
+        default=0.15, metadata={"help": "masked-language-modeling: fraction of the tokens to predict, 0-1"}
+    )
+    max_seconds: float = field(default=10.0, metadata={"help": "audio-classification: longest sound, in seconds"})
+    embedding_model: str | None = field(
+        default=None, metadata={"help": "sentence-embeddings: Hub id or folder of the model to learn from"}
     )
     max_samples: int | None = field(default=None, metadata={"help": "use at most so many samples of each split"})
 
@@ -52,8 +88,15 @@ class TaskConfig(Options):
             unknown = set(getattr(self, name)) - {"train", "validation", "test"}
             if unknown:
                 yield f"{name} has unknown splits {sorted(unknown)}; there are train, validation and test"
-        if self.max_length < 1:
-            yield f"max_length must be at least 1, found {self.max_length}"
+        for name in ("max_length", "max_target_length"):
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, found {getattr(self, name)}"
+        if not 0 <= self.doc_stride:
+            yield f"doc_stride must be at least 0, found {self.doc_stride}"
+        if not 0 < self.mlm_probability < 1:
+            yield f"mlm_probability must lie between 0 and 1, found {self.mlm_probability}"
+        if not self.max_seconds > 0:
+            yield f"max_seconds must be above 0, found {self.max_seconds}"
         if self.max_samples is not None and self.max_samples < 1:
             yield f"max_samples must be at least 1, found {self.max_samples}"
 

@@ -15,6 +15,7 @@ import torch
 from hf_compress.errors import DataError, did_you_mean
 from hf_compress.imports import require
 from hf_compress.recipes.config import TaskConfig
+from hf_compress.recipes.labels import class_labels
 
 SPLITS = ("train", "validation", "test")
 _LOADERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
@@ -39,27 +40,61 @@ class Splits:
     source: Mapping[str, Any]
 
 
-def load_splits(task: TaskConfig) -> Splits:
-    """Load the dataset of `task` as train, validation and test.
+def load_splits(task: TaskConfig, columns: Sequence[str] = (), label_column: str = "label") -> Splits:
+    """Load the dataset of `task` as train, validation and test, with class ids in the label column.
+
+    Args:
+        task: which dataset, and how much of it.
+        columns: that must be there besides.
+        label_column: of one class a row, or of a list of classes.
 
     Raises:
-        DataError: if a split, file or column is missing or empty, or labels are not class ids.
+        DataError: if a split, file or column is missing or empty, or labels are no classes.
+    """
+    splits = load_rows(task, (*columns, label_column))
+    rows, names = class_labels(splits.rows, label_column)
+    return Splits(rows, names, splits.source)
+
+
+def load_rows(task: TaskConfig, columns: Sequence[str]) -> Splits:
+    """Load the dataset of `task` as train, validation and test, as it is.
+
+    Args:
+        task: which dataset, and how much of it.
+        columns: that must be there.
+
+    Raises:
+        DataError: if a split, file or column is missing or empty.
     """
     loaded = _digits() if task.dataset == "digits" else load_raw(task)
     splits = _assign(loaded, task)
     for name, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; expected at least one row")
-        missing = [c for c in (task.label_column,) if c not in rows.column_names]
-        if missing:
-            raise DataError(
-                f"the {name} split has no column {missing[0]!r}{did_you_mean(missing[0], rows.column_names)}; it has "
-                f"{', '.join(rows.column_names)}"
-            )
+        require_columns(rows, columns, name)
         if task.max_samples is not None and len(rows) > task.max_samples:
             splits[name] = rows.shuffle(seed=_SPLIT_SEED).select(range(task.max_samples))
-    source = {"id": task.dataset or "local files", "revision": task.revision, "split": task.splits.get("test", "test")}
-    return Splits(splits, _label_names(splits, task.label_column), source)
+    return Splits(splits, (), source_of(task))
+
+
+def require_columns(rows: Any, columns: Sequence[str], split: str) -> None:
+    """Raise unless a split has all `columns`.
+
+    Raises:
+        DataError: with what it has, and the near name.
+    """
+    for column in columns:
+        if column not in rows.column_names:
+            raise DataError(
+                f"the {split} split has no column {column!r}{did_you_mean(column, rows.column_names)}; it has "
+                f"{', '.join(rows.column_names)}. Name the right one in the task (text_columns, label_column, "
+                "image_column, audio_column)"
+            )
+
+
+def source_of(task: TaskConfig) -> dict[str, Any]:
+    """Return what records say of the data: id, revision and split."""
+    return {"id": task.dataset or "local files", "revision": task.revision, "split": task.splits.get("test", "test")}
 
 
 def _digits() -> Any:
@@ -127,20 +162,6 @@ def _assign(loaded: Any, task: TaskConfig) -> dict[str, Any]:
         parts = splits["train"].train_test_split(test_size=0.1, seed=_SPLIT_SEED)
         splits.update(train=parts["train"], validation=parts["test"])
     return splits
-
-
-def _label_names(splits: Mapping[str, Any], column: str) -> tuple[str, ...]:
-    feature = splits["train"].features[column]
-    names = getattr(feature, "names", None)
-    if names is not None:
-        return tuple(names)
-    values = sorted({v for rows in splits.values() for v in rows.unique(column)}, key=str)
-    if any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in values):
-        raise DataError(
-            f"column {column!r} must hold class ids (whole numbers from 0; datasets' ClassLabel also names them), "
-            f"found {values[:5]}"
-        )
-    return tuple(str(i) for i in range(max(values) + 1))
 
 
 class ImageRows(torch.utils.data.Dataset):

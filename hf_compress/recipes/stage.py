@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress.recipes.config import RecipeConfig, StageConfig
-from hf_compress.recipes.tasks import Task
+from hf_compress.recipes.task import Task
 from hf_compress.registry import Registry
 
 

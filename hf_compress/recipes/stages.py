@@ -95,26 +95,21 @@ def _check_training(stage: StageConfig) -> None:
 @stage_kind("train", "config", "teacher", "compression", "arguments")
 def train(context: StageContext) -> Mapping[str, Any]:
     """Train, distil or prune with `CompressionTrainer`; an interrupted stage continues at its last checkpoint."""
-    from transformers import TrainingArguments, set_seed
+    from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
     from hf_compress.recipes.progress import ProgressLines, say
     from hf_compress.training.checkpoint import last_complete_checkpoint
     from hf_compress.training.publish import check_saved_zeros
     from hf_compress.training.restore import RestoreWeights
-    from hf_compress.training.trainer import CompressionTrainer
 
     stage, task = context.stage, context.task
     set_seed(context.recipe.seed)
     options = {**fast_arguments(), **task.arguments, **stage.arguments}
-    trainer = CompressionTrainer(
+    trainer: Any = task.trainer_class(
         initial_model(context),
-        TrainingArguments(output_dir=str(context.work), seed=context.recipe.seed, **options),
-        data_collator=task.collator,
-        train_dataset=task.rows["train"],
-        eval_dataset=task.rows.get("validation"),
-        processing_class=task.processing_class,
-        compute_metrics=task.trainer_metrics,
+        task.arguments_class(output_dir=str(context.work), seed=context.recipe.seed, **options),
+        **task.for_trainer(),
         compression=stage.compression,
         teacher=None if stage.teacher is None else context.resolve(stage.teacher),
     )
@@ -140,14 +135,13 @@ def initial_model(context: StageContext) -> Any:
 
     stage, task = context.stage, context.task
     auto = getattr(transformers, task.auto_class)
-    labels = {"id2label": dict(enumerate(task.labels)), "label2id": {name: i for i, name in enumerate(task.labels)}}
     if stage.config is not None:
-        config = transformers.AutoConfig.for_model(**stage.config, **labels)
+        config = transformers.AutoConfig.for_model(**stage.config, **task.head)
         return auto.from_config(config)
     source = context.resolve(str(stage.source))
     if source != stage.source:  # an earlier stage has the labels already
         return auto.from_pretrained(source, trust_remote_code=False)
-    return auto.from_pretrained(source, trust_remote_code=False, ignore_mismatched_sizes=True, **labels)
+    return auto.from_pretrained(source, trust_remote_code=False, ignore_mismatched_sizes=True, **task.head)
 
 
 def fast_arguments() -> dict[str, Any]:

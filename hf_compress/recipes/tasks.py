@@ -1,81 +1,30 @@
-"""What a task needs besides a model: rows of tensors, a collator, a processor and one way to measure quality.
+"""Classification of texts and images; the other tasks are registered by the modules imported here.
 
-Level: outside. A new task is one decorated function here.
+Level: outside. A new task is one decorated function here or beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from hf_compress.errors import DataError, did_you_mean
+from hf_compress.errors import DataError
+from hf_compress.recipes import (  # noqa: F401  (each registers its tasks)
+    audio,
+    embeddings,
+    language_tasks,
+    question_answering,
+    sequence_to_sequence,
+    token_tasks,
+)
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.data import ImageRows, Splits, load_splits
-from hf_compress.recipes.texts import load_texts, packed_rows, tokenize
-from hf_compress.registry import Registry
-
-_EVALUATION_BATCH = 64
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    """`compute_metrics` of the Trainer."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-@dataclass
-class Task:
-    """Everything of a task that is the same for all models of a run.
-
-    Args:
-        auto_class: name of the AutoModelFor... class.
-        pipeline_tag: the Hub's name of the task.
-        rows: train, validation and test as rows of tensors.
-        labels: class names.
-        collator: rows to a batch.
-        processing_class: tokenizer or image processor, saved beside each model.
-        source: dataset id, revision and split of the test rows.
-        arguments: training arguments that suit the data.
-        quality: metrics of a model on a split; None: the accuracy.
-        trainer_metrics: `compute_metrics` of the Trainer; None: it reports the loss only.
-    """
-
-    auto_class: str
-    pipeline_tag: str
-    rows: Mapping[str, Any]
-    labels: tuple[str, ...]
-    collator: Callable[[Any], dict[str, torch.Tensor]]
-    processing_class: Any
-    source: Mapping[str, Any]
-    arguments: Mapping[str, Any]
-    quality: Callable[[nn.Module, str], dict[str, float]] | None = None
-    trainer_metrics: Callable[[Any], dict[str, float]] | None = accuracy
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        """What records say of the data behind the quality numbers."""
-        return {**self.source, "samples": len(self.rows["test"])}
-
-    def evaluate(self, model: nn.Module, split: str = "test") -> dict[str, float]:
-        """Return the metrics of `model` on a split, by default its accuracy (0-1)."""
-        if self.quality is not None:
-            return self.quality(model, split)
-        device = next(model.parameters()).device
-        loader = torch.utils.data.DataLoader(self.rows[split], _EVALUATION_BATCH, collate_fn=self.collator)
-        right = torch.zeros((), dtype=torch.long)
-        model.eval()
-        with torch.inference_mode():
-            for batch in loader:
-                labels = batch.pop("labels")
-                logits = model(**{k: v.to(device) for k, v in batch.items()}).logits
-                right += (logits.argmax(-1).cpu() == labels).sum()
-        return {"accuracy": int(right) / len(self.rows[split])}
-
-
-TASKS: Registry[Callable[[TaskConfig, str | None], Task]] = Registry("task")
+from hf_compress.recipes.data import ImageRows, Splits, load_rows, load_splits
+from hf_compress.recipes.labels import class_labels, is_list
+from hf_compress.recipes.metrics import accuracy, multi_label_f1, regression
+from hf_compress.recipes.task import TASKS, Task, load_tokenizer
 
 
 def build_task(config: TaskConfig, processor_source: str | None) -> Task:
@@ -96,14 +45,13 @@ def image_classification(config: TaskConfig, processor_source: str | None) -> Ta
     """One class an image."""
     from transformers import AutoImageProcessor
 
-    splits = load_splits(config)
-    _require_columns(splits, (config.image_column,))
+    label = config.label_column or "label"
+    splits = load_splits(config, (config.image_column,), label)
     if processor_source is None:
         processor = _plain_processor(splits, config)
     else:
         processor = AutoImageProcessor.from_pretrained(processor_source, trust_remote_code=False)
-    columns = (config.image_column, config.label_column)
-    rows = {name: ImageRows(part, processor, columns) for name, part in splits.rows.items()}
+    rows = {name: ImageRows(part, processor, (config.image_column, label)) for name, part in splits.rows.items()}
     return Task(
         auto_class="AutoModelForImageClassification",
         pipeline_tag="image-classification",
@@ -118,19 +66,22 @@ def image_classification(config: TaskConfig, processor_source: str | None) -> Ta
 
 @TASKS.register("text-classification")
 def text_classification(config: TaskConfig, processor_source: str | None) -> Task:
-    """One class a text or a pair of texts."""
-    from transformers import AutoTokenizer, DataCollatorWithPadding
+    """One class a text or pair of texts; any number of them if labels are lists; a number if they are fractions."""
+    from transformers import DataCollatorWithPadding
 
-    if processor_source is None:
-        raise DataError("text-classification needs a tokenizer: let the first stage start from a Hub id or a folder")
-    splits = load_splits(config)
-    columns = config.text_columns or ("text",)
-    _require_columns(splits, columns)
-    tokenizer = AutoTokenizer.from_pretrained(processor_source, trust_remote_code=False)
+    columns, label = config.text_columns or ("text",), config.label_column or "label"
+    splits, problem = _texts_and_labels(config, columns, label)
+    tokenizer = load_tokenizer(config.type, processor_source)
+    classes = len(splits.labels)
+
+    def labels_of(values: list[Any]) -> list[Any]:
+        if problem == "multi_label_classification":
+            return [[float(i in chosen) for i in range(classes)] for chosen in map(set, values)]
+        return [float(v) for v in values] if problem == "regression" else values
 
     def encode(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         encoded = tokenizer(*(batch[c] for c in columns), truncation=True, max_length=config.max_length)
-        return {**encoded, "labels": batch[config.label_column]}
+        return {**encoded, "labels": labels_of(batch[label])}
 
     rows = {
         name: part.map(encode, batched=True, remove_columns=part.column_names, desc=f"tokenize {name}").with_format(
@@ -138,6 +89,7 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
         )
         for name, part in splits.rows.items()
     }
+    metrics = {"multi_label_classification": multi_label_f1, "regression": regression}
     return Task(
         auto_class="AutoModelForSequenceClassification",
         pipeline_tag="text-classification",
@@ -147,51 +99,28 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
         processing_class=tokenizer,
         source=splits.source,
         arguments={"train_sampling_strategy": "group_by_length"},
+        trainer_metrics=metrics.get(problem or "", accuracy),
+        problem_type=problem,
     )
 
 
-@TASKS.register("causal-language-modeling")
-def causal_language_modeling(config: TaskConfig, processor_source: str | None) -> Task:
-    """The next token of text; texts are joined and cut into rows of `max_length` tokens."""
-    from transformers import AutoTokenizer, default_data_collator
-
-    from hf_compress.measurement.perplexity import perplexity
-
-    if processor_source is None:
-        raise DataError(
-            "causal-language-modeling needs a tokenizer: let the first stage start from a Hub id or a folder"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(processor_source, trust_remote_code=False)
-    splits = load_texts(config)
-    tokens = {name: tokenize(part, tokenizer) for name, part in splits.rows.items()}
-    rows = {name: packed_rows(ids, config.max_length, name) for name, ids in tokens.items()}
-
-    def quality(model: nn.Module, split: str) -> dict[str, float]:
-        found = perplexity(model, tokens[split], length=config.max_length)
-        return {"perplexity": found["perplexity"], "loss": found["loss"]}
-
-    return Task(
-        auto_class="AutoModelForCausalLM",
-        pipeline_tag="text-generation",
-        rows=rows,
-        labels=(),
-        collator=default_data_collator,
-        processing_class=tokenizer,
-        source={**splits.source, "context": config.max_length, "tokens": len(tokens["test"])},
-        arguments={"prediction_loss_only": True},
-        quality=quality,
-        trainer_metrics=None,
-    )
+def _texts_and_labels(config: TaskConfig, columns: tuple[str, ...], label: str) -> tuple[Splits, str | None]:
+    """Load texts with labels, and say what kind of problem these pose."""
+    splits = load_rows(config, (*columns, label))
+    feature = splits.rows["train"].features[label]
+    if str(getattr(feature, "dtype", "")).startswith(("float", "double")):
+        for name, part in splits.rows.items():
+            _require_numbers(part[label], name, label)
+        return splits, "regression"
+    rows, names = class_labels(splits.rows, label)
+    problem = "multi_label_classification" if is_list(feature) else None
+    return Splits(rows, names, splits.source), problem
 
 
-def _require_columns(splits: Splits, columns: tuple[str, ...]) -> None:
-    names = splits.rows["train"].column_names
-    for column in columns:
-        if column not in names:
-            raise DataError(
-                f"the dataset has no column {column!r}{did_you_mean(column, names)}; it has {', '.join(names)}. "
-                "Name the right one in the task (text_columns, image_column)"
-            )
+def _require_numbers(values: Any, split: str, column: str) -> None:
+    wrong = [v for v in values if v is None or not math.isfinite(v)]
+    if wrong:
+        raise DataError(f"column {column!r} of the {split} split must hold finite numbers, found {wrong[0]}")
 
 
 def _plain_processor(splits: Splits, config: TaskConfig) -> Any:

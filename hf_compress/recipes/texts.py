@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from hf_compress.errors import DataError, did_you_mean
+from hf_compress.errors import DataError
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.data import SPLITS, Splits, load_raw
+from hf_compress.recipes.data import SPLITS, Splits, load_raw, require_columns, source_of
 
 _CHUNK = 1000
 
@@ -31,12 +31,7 @@ def load_texts(task: TaskConfig) -> Splits:
         chosen = task.splits.get(name, name)
         if chosen not in loaded:
             continue
-        names = loaded[chosen].column_names
-        if column not in names:
-            raise DataError(
-                f"the {name} split has no column {column!r}{did_you_mean(column, names)}; it has {', '.join(names)}. "
-                "Name the right one in task.text_columns"
-            )
+        require_columns(loaded[chosen], (column,), name)
         # A file of lines lost its line ends in loading.
         is_lines = any(str(f).endswith(".txt") for f in task.files.values())
         rows[name] = [f"{text}\n" if is_lines else text for text in loaded[chosen][column]]
@@ -46,15 +41,14 @@ def load_texts(task: TaskConfig) -> Splits:
             rows["train"], rows[name] = rows["train"][:cut], rows["train"][cut:]
     if task.max_samples is not None:
         rows = {name: texts[: task.max_samples] for name, texts in rows.items()}
-    source = {"id": task.dataset or "local files", "revision": task.revision, "split": task.splits.get("test", "test")}
-    return Splits(rows, (), source)
+    return Splits(rows, (), source_of(task))
 
 
-def tokenize(texts: list[str], tokenizer: Any) -> torch.Tensor:
-    """Return the tokens of all texts, one after the other."""
+def tokenize(texts: list[str], tokenizer: Any, special_tokens: bool = False) -> torch.Tensor:
+    """Return the tokens of all texts, one after the other, each between special tokens if asked."""
     found: list[int] = []
     for first in range(0, len(texts), _CHUNK):
-        for ids in tokenizer(texts[first : first + _CHUNK], add_special_tokens=False)["input_ids"]:
+        for ids in tokenizer(texts[first : first + _CHUNK], add_special_tokens=special_tokens)["input_ids"]:
             found += ids
     return torch.tensor(found, dtype=torch.int64)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import Trainer
+from transformers import Seq2SeqTrainer, Trainer
 
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.config import DistillationConfig
@@ -19,6 +19,10 @@ from hf_compress.training.mixin import CompressionMixin
 
 class CompressionTrainer(CompressionMixin, Trainer):
     """`transformers.Trainer` with `compression=CompressionConfig(...)` and `teacher=`."""
+
+
+class Seq2SeqCompressionTrainer(CompressionMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with `compression=CompressionConfig(...)` and `teacher=`."""
 
 
 class DistillationTrainer(CompressionTrainer):
