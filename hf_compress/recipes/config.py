@@ -61,6 +61,13 @@ class TaskConfig(Options):
             "answers of questions; default: label, ner_tags, answers"
         },
     )
+    fold: tuple[int, ...] = field(
+        default=(),
+        metadata={
+            "help": "cross-validation: which part of the training data is validation and test, from 0, and of how "
+            "many; the test split itself is left out"
+        },
+    )
     max_length: int = field(
         default=128, metadata={"help": "longest text, in tokens; of language models the length of their rows"}
     )
@@ -88,6 +95,8 @@ class TaskConfig(Options):
             unknown = set(getattr(self, name)) - {"train", "validation", "test"}
             if unknown:
                 yield f"{name} has unknown splits {sorted(unknown)}; there are train, validation and test"
+        if self.fold and not (len(self.fold) == 2 and 0 <= self.fold[0] < self.fold[1] and self.fold[1] > 1):
+            yield f"fold must be two numbers, which part from 0 and of how many (2 or more), found {list(self.fold)}"
         for name in ("max_length", "max_target_length"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, found {getattr(self, name)}"

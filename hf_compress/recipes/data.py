@@ -15,6 +15,7 @@ import torch
 from hf_compress.errors import DataError, did_you_mean
 from hf_compress.imports import require
 from hf_compress.recipes.config import TaskConfig
+from hf_compress.recipes.folds import fold_of_rows
 from hf_compress.recipes.labels import class_labels
 
 SPLITS = ("train", "validation", "test")
@@ -68,6 +69,8 @@ def load_rows(task: TaskConfig, columns: Sequence[str]) -> Splits:
     """
     loaded = _digits() if task.dataset == "digits" else load_raw(task)
     splits = _assign(loaded, task)
+    if task.fold:
+        splits = fold_of_rows(splits, (task.fold[0], task.fold[1]), task.label_column or "label")
     for name, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; expected at least one row")
@@ -94,7 +97,10 @@ def require_columns(rows: Any, columns: Sequence[str], split: str) -> None:
 
 def source_of(task: TaskConfig) -> dict[str, Any]:
     """Return what records say of the data: id, revision and split."""
-    return {"id": task.dataset or "local files", "revision": task.revision, "split": task.splits.get("test", "test")}
+    split = task.splits.get("test", "test")
+    if task.fold:
+        split = f"fold {task.fold[0] + 1} of {task.fold[1]} of {task.splits.get('train', 'train')}"
+    return {"id": task.dataset or "local files", "revision": task.revision, "split": split}
 
 
 def _digits() -> Any:

@@ -17,6 +17,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def quiet_logs() -> None:
+    """Leave out transformers' bars where nobody looks: a log file gets lines instead."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 class ProgressLines(TrainerCallback):
     """Prints step, loss and sparsity when the Trainer logs.
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,11 @@ def run_recipe(
             "CompressionTrainer (scripts/train_text_classification.py is one)"
         )
     config = load_recipe(recipe, overrides)
-    from transformers.utils import logging
-
+    from hf_compress.recipes.progress import quiet_logs
     from hf_compress.recipes.stages import check_stages
 
     check_stages(config)
-    if not sys.stderr.isatty():
-        # A log file gets the lines of recipes.progress instead of bars.
-        logging.disable_progress_bar()
+    quiet_logs()
     run = Path(output_dir) if output_dir is not None else Path("runs") / config.name
     _claim(run, config)
     command = "hf-compress run " + " ".join([str(_portable(recipe, config)), *(f"--set {o}" for o in overrides)])
@@ -73,7 +69,7 @@ def _claim(run: Path, config: RecipeConfig) -> None:
     wanted = {name: value for name, value in config.to_dict().items() if name != "push_to"}
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         run.mkdir(parents=True, exist_ok=True)
-        _write_json(run / _MARK, wanted)
+        write_json(run / _MARK, wanted)
         return
     if not run.is_dir() or not (run / _MARK).is_file():
         raise OutputExistsError(f"{run} holds something that is no run of a recipe; choose another --output-dir")
@@ -95,11 +91,48 @@ def _differences(one: Any, other: Any, place: str = "") -> set[str]:
     return set() if one == other else {place}
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def make_stage(
+    recipe: RecipeConfig, stage: Any, task: Any, target: Path, work: Path, resolve: Callable[[str], str]
+) -> Mapping[str, Any]:
+    """Make the model folder of one stage, whole or not at all; training goes on where it was interrupted.
+
+    Args:
+        recipe: the stage is of.
+        stage: its options.
+        task: data, collator, processor.
+        target: folder to make; what a killed run left there is removed.
+        work: folder for checkpoints, gone at the end.
+        resolve: turns the name of an earlier stage into its folder and leaves ids and paths as they are.
+
+    Returns:
+        What was done, for the record.
+
+    Raises:
+        RecipeError: if something cannot be read or written.
+    """
+    from hf_compress.recipes.stages import STAGES, StageContext
+
+    part = work.with_name(f"{work.name}.part")
+    for leftover in (target, part):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        method = STAGES.get(stage.kind)(StageContext(recipe, stage, task, part, work, resolve))
+    except HfCompressError:
+        raise
+    except OSError as error:  # the disk, or an id or folder that transformers cannot load
+        raise RecipeError(f"stage {stage.name!r} with source {stage.source!r}: {error}") from error
+    os.replace(part, target)
+    shutil.rmtree(work, ignore_errors=True)
+    return method
 
 
 class Run:
@@ -129,7 +162,7 @@ class Run:
             say(f"[{number}/{len(steps)}] {name}")
             started = time.monotonic()
             method = step()
-            _write_json(mark, {"seconds": round(time.monotonic() - started, 1), "method": method})
+            write_json(mark, {"seconds": round(time.monotonic() - started, 1), "method": method})
             say(f"[{number}/{len(steps)}] {name}: {time.monotonic() - started:.1f} s")
         print(compare(self.folder / "records"))
         if self.config.push_to is not None:
@@ -151,23 +184,8 @@ class Run:
         return str(self.folder / name) if is_stage else name
 
     def _stage(self, stage: Any) -> Mapping[str, Any]:
-        from hf_compress.recipes.stages import STAGES, StageContext
-
         target, work = self.folder / stage.name, self.folder / "work" / stage.name
-        part = self.folder / "work" / f"{stage.name}.part"
-        for leftover in (target, part):  # of a run that was killed before it could set its mark
-            shutil.rmtree(leftover, ignore_errors=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            context = StageContext(self.config, stage, self.task, part, work, self.resolve)
-            method = STAGES.get(stage.kind)(context)
-        except HfCompressError:
-            raise
-        except OSError as error:  # the disk, or an id or folder that transformers cannot load
-            raise RecipeError(f"stage {stage.name!r} with source {stage.source!r}: {error}") from error
-        os.replace(part, target)
-        shutil.rmtree(work, ignore_errors=True)
-        return method
+        return make_stage(self.config, stage, self.task, target, work, self.resolve)
 
     def _methods(self) -> dict[str, dict[str, Any]]:
         """Return what was done to each model, all stages before it included."""

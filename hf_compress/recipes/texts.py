@@ -12,6 +12,7 @@ import torch
 from hf_compress.errors import DataError
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.data import SPLITS, Splits, load_raw, require_columns, source_of
+from hf_compress.recipes.folds import fold_of_texts
 
 _CHUNK = 1000
 
@@ -39,6 +40,8 @@ def load_texts(task: TaskConfig) -> Splits:
         if name not in rows:
             cut = len(rows["train"]) - max(1, len(rows["train"]) // 10)
             rows["train"], rows[name] = rows["train"][:cut], rows["train"][cut:]
+    if task.fold:
+        rows = fold_of_texts(rows, (task.fold[0], task.fold[1]))
     if task.max_samples is not None:
         rows = {name: texts[: task.max_samples] for name, texts in rows.items()}
     return Splits(rows, (), source_of(task))

@@ -1,0 +1,49 @@
+"""The verb `sweep` of `hf-compress`.
+
+Level: outside. torch is imported by the call, never by `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from hf_compress.errors import ConfigError
+
+
+def add_sweep(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verb `sweep`."""
+    parser = verb(verbs, "sweep", "search the options of a recipe by cross-validation, or go on with a search", _sweep)
+    parser.add_argument("recipe", help="a YAML file, or the name of a built-in recipe")
+    parser.add_argument(
+        "space",
+        help="a YAML file: option of a stage, such as stages.small.compression.distillation.temperature -> a list of "
+        "choices, or {low: 1, high: 8, log: true}; or all fields of a SweepConfig",
+    )
+    parser.add_argument("--output-dir", required=True, help="folder of the search; several processes may share it")
+    parser.add_argument("--trials", type=int, help="number of trials (default 20)")
+    parser.add_argument("--folds", type=int, help="parts of the training data (default 3); 1: the validation split")
+    parser.add_argument("--seed", type=int, help="of the sampler (default 0)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override an option of the recipe for all trials; repeatable",
+    )  # fmt: skip
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from hf_compress.options import read_data_file
+    from hf_compress.search.report import table
+    from hf_compress.search.sweep import sweep
+
+    options = read_data_file(arguments.space)
+    if not isinstance(options, dict):
+        raise ConfigError(f"{arguments.space} must hold a mapping of options, found {type(options).__name__}")
+    if "space" not in options:
+        options = {"space": options}
+    given = {name: getattr(arguments, name) for name in ("trials", "folds", "seed")}
+    options |= {name: value for name, value in given.items() if value is not None}
+    result = sweep(arguments.recipe, output_dir=arguments.output_dir, overrides=arguments.overrides, **options)
+    print(table(result))
+    if result.chosen is not None:
+        print(f"{result.chosen}: the best setting, trained on all training data and measured on the test split")

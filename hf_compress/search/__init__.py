@@ -1,0 +1,1 @@
+"""Answers instead of switches: sweeps over recipes, and models that fit a budget."""
