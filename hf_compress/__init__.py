@@ -47,6 +47,7 @@ _HOMES = {
     "push": "hub.push",
     "push_pair": "hub.pair",
     "run_recipe": "recipes.recipe",
+    "fit_budget": "search.budget",
     "sweep": "search.sweep",
 }
 
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from hf_compress.quantization.sensitivity import quantization_sensitivity as quantization_sensitivity
     from hf_compress.recipes.recipe import run_recipe as run_recipe
     from hf_compress.report.compare import compare as compare
+    from hf_compress.search.budget import fit_budget as fit_budget
     from hf_compress.search.sweep import sweep as sweep
     from hf_compress.training.choose import choose_logit_weight as choose_logit_weight
     from hf_compress.training.embedding import EmbeddingTrainer as EmbeddingTrainer

@@ -1,4 +1,4 @@
-"""The verb `sweep` of `hf-compress`.
+"""The verbs `sweep` and `fit` of `hf-compress`.
 
 Level: outside. torch is imported by the call, never by `--help`.
 """
@@ -6,10 +6,12 @@ Level: outside. torch is imported by the call, never by `--help`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from hf_compress.errors import ConfigError
+from hf_compress.search.config import BudgetConfig
 
 
 def add_sweep(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -47,3 +49,31 @@ def _sweep(arguments: argparse.Namespace) -> None:
     print(table(result))
     if result.chosen is not None:
         print(f"{result.chosen}: the best setting, trained on all training data and measured on the test split")
+
+
+def add_fit(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verb `fit`."""
+    parser = verb(verbs, "fit", "find and make a model that keeps to a budget, or go on with that", _fit)
+    parser.add_argument("model", help="folder or Hub id of a model that was trained for the task")
+    parser.add_argument("task", help="a YAML file with the data, as `task` of a recipe")
+    parser.add_argument("--output-dir", required=True, help="folder of the search")
+    kinds: dict[str, Any] = {"forms": str, "length": int}
+    for field in dataclasses.fields(BudgetConfig):
+        kind = kinds.get(field.name, int if isinstance(field.default, int) else float)
+        many: dict[str, Any] = {"nargs": "+"} if field.name == "forms" else {}
+        option = "--" + field.name.replace("_", "-")
+        parser.add_argument(option, type=kind, help=str(field.metadata["help"]), **many)
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from hf_compress.options import read_data_file
+    from hf_compress.search.budget import fit_budget
+
+    names = [field.name for field in dataclasses.fields(BudgetConfig)]
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    result = fit_budget(arguments.model, read_data_file(arguments.task), arguments.output_dir, **options)
+    for name, value in result.found.items():
+        print(f"{name}: {value:,.6g} (whole model {result.dense[name]:,.6g})")
+    print(f"{result.folder}: {result.candidate}; README.md is the card")
+    if result.missed:
+        raise ConfigError(f"over the limit in {', '.join(result.missed)}: give more minutes, or allow more there")

@@ -51,7 +51,7 @@ def quantization_sensitivity(
         raise QuantizationError(f"{type(model).__name__} has no linear layer that {config.scheme} can quantize")
     was_training = model.training
     model.eval()
-    wanted = [list(_predictions(model, batch)) for batch in batches]
+    wanted = [list(predictions(model, batch)) for batch in batches]
     found = {}
     try:
         for number, (name, module) in enumerate(layers.items(), 1):
@@ -61,7 +61,7 @@ def quantization_sensitivity(
             oriented = weight.T if is_transposed(module) else weight
             oriented.copy_(scheme.rounds(oriented.contiguous(), config))
             try:
-                found[name] = _distance(model, batches, wanted)
+                found[name] = mean_divergence(model, batches, wanted)
             finally:
                 weight.copy_(original)
     finally:
@@ -107,10 +107,17 @@ def mixed_precision(
     return dataclasses.replace(config, skip_modules=(*config.skip_modules, *kept))
 
 
-def _distance(model: Any, batches: Sequence[Batch], wanted: Sequence[Sequence[torch.Tensor]]) -> float:
+def mean_divergence(model: Any, batches: Sequence[Batch], wanted: Sequence[Sequence[torch.Tensor]]) -> float:
+    """Return how far predictions are from others, in nats (half of the mean squared difference of single outputs).
+
+    Args:
+        model: whose predictions are compared.
+        batches: inputs by name.
+        wanted: for each batch what `predictions` gave of another model.
+    """
     total, count = 0.0, 0
     for batch, expected in zip(batches, wanted, strict=True):
-        for first, second in zip(expected, _predictions(model, batch), strict=True):
+        for first, second in zip(expected, predictions(model, batch), strict=True):
             each = _divergence(first, second)
             total, count = total + float(each.sum()), count + each.numel()
     return total / count
@@ -124,9 +131,10 @@ def _divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return nn.functional.kl_div(logs[1], logs[0], reduction="none", log_target=True).sum(-1)
 
 
-def _predictions(model: Any, batch: Batch) -> Iterator[torch.Tensor]:
+def predictions(model: Any, batch: Batch) -> Iterator[torch.Tensor]:
     """Yield what the model predicts, (predictions, outputs), without those of padding."""
-    inputs = {n: t.to(model.device) for n, t in batch.items() if n != "labels"}
+    device = next(model.parameters()).device
+    inputs = {n: t.to(device) for n, t in batch.items() if n != "labels"}
     found = [t for n, t in model(**inputs).items() if n.endswith("logits")]
     if not found:
         raise QuantizationError(f"{type(model).__name__} has no logits to compare; take a model with a head")

@@ -216,7 +216,8 @@ class Run:
             command=self.command,
             methods={name: methods[name] for name in names},
             output_dir=self.folder / "records",
-            baseline=settings.baseline or names[0],
+            # One model alone is compared with nothing.
+            baseline=settings.baseline or (names[0] if len(names) > 1 else None),
             result=settings.result or names[-1],
             batch_sizes=settings.batch_sizes,
             length=settings.length,

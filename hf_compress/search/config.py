@@ -1,4 +1,4 @@
-"""What a sweep varies and how its trials are scored.
+"""What a sweep varies and how its trials are scored; what a budget allows.
 
 Level: base.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from hf_compress.options import Options
 
 SAMPLERS = ("tpe", "random", "grid")
+LESS_IS_BETTER = ("loss", "perplexity", "mse")
 DIRECTIONS = ("maximize", "minimize")
 # What is measured of the saved model rather than of its predictions.
 COSTS = ("bytes_on_disk", "parameters", "nonzeros", "latency")
@@ -66,6 +67,53 @@ class SweepConfig(Options):
             yield f"sampler must be one of {', '.join(SAMPLERS)}, found {self.sampler!r}"
         elif self.sampler == "grid" and any(isinstance(v, Mapping) and "step" not in v for v in self.space.values()):
             yield "sampler grid needs choices, or low, high and step, for every option"
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Options):
+    """What a model must not exceed, and how long it may take to find one that does not."""
+
+    max_bytes: float | None = field(
+        default=None, metadata={"help": "bytes of the weights; below 1: a fraction of those of the model"}
+    )
+    max_latency: float | None = field(
+        default=None, metadata={"help": "milliseconds of a pass; below 1: a fraction of what the model takes"}
+    )
+    max_params: float | None = field(
+        default=None, metadata={"help": "number of parameters; below 1: a fraction of those of the model"}
+    )
+    max_drop: float | None = field(
+        default=None,
+        metadata={"help": "how much worse the metric may be, in its unit (0.01 of accuracy: a point)"},
+    )
+    minutes: float = field(default=30.0, metadata={"help": "time for the whole search, above 0"})
+    forms: tuple[str, ...] = field(
+        default=(), metadata={"help": "float32, nf4, onnx-int8, openvino-int8; empty: all that are installed"}
+    )
+    finalists: int = field(default=3, metadata={"help": "candidates that are trained briefly, at least 1"})
+    samples: int = field(default=1024, metadata={"help": "training samples that decide what is cut, at least 1"})
+    batch_size: int = field(default=1, metadata={"help": "of the latency, at least 1"})
+    length: int | None = field(default=None, metadata={"help": "tokens of the latency; default 128"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "of the training with distillation, above 0"})
+    train_batch_size: int = field(default=32, metadata={"help": "of the training, at least 1"})
+    seed: int = field(default=0, metadata={"help": "of all that is drawn"})
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each invalid value."""
+        limits = ("max_bytes", "max_latency", "max_params")
+        if all(getattr(self, name) is None for name in limits):
+            yield f"give at least one of {', '.join(limits)}: nothing is asked for"
+        for name in (*limits, "minutes", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                yield f"{name} must be above 0, found {value}"
+        if self.max_drop is not None and not self.max_drop >= 0:
+            yield f"max_drop must be at least 0, found {self.max_drop}"
+        for name in ("finalists", "samples", "batch_size", "train_batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, found {getattr(self, name)}"
+        if self.length is not None and self.length < 1:
+            yield f"length must be at least 1, found {self.length}"
 
 
 def _space_problems(key: str, values: Any) -> Iterator[str]:

@@ -17,11 +17,10 @@ from typing import Any
 
 from hf_compress.errors import ConfigError
 from hf_compress.recipes.recipe import write_json
-from hf_compress.search.config import SweepConfig
+from hf_compress.search.config import LESS_IS_BETTER, SweepConfig
 
 # Trials before the first guess, and before a median means something.
 _STARTUP = 5
-_LESS_IS_BETTER = ("loss", "perplexity", "mse")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Trials:
         if self.config.objectives:
             return dict(self.config.objectives)
         names = next((list(t.scores[0]) for t in self.read() if t.scores), ["score"])
-        return {names[0]: "minimize" if names[0] in _LESS_IS_BETTER else "maximize"}
+        return {names[0]: "minimize" if names[0] in LESS_IS_BETTER else "maximize"}
 
     def read(self) -> list[Trial]:
         """Return all trials that were begun, in order."""

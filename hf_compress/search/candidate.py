@@ -1,0 +1,164 @@
+"""One answer to a budget: what is cut, and in which form it leaves.
+
+Level: outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_compress.errors import ArchitectureError
+from hf_compress.recipes.config import TaskConfig
+
+# Fractions of the FFN neurons and heads, and of the layers, that are tried.
+KEEPS = (1.0, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.15)
+DEPTHS = (1.0, 2 / 3, 1 / 2)
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is cut and what it becomes.
+
+    Args:
+        form: name of a form.
+        keep: fraction of the FFN neurons and, where each layer may have its own, of the heads, 0-1.
+        layers: that stay; None: all.
+        has_own_vocabulary: whether only tokens of the training data stay.
+    """
+
+    form: str
+    keep: float = 1.0
+    layers: int | None = None
+    has_own_vocabulary: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.form]
+        parts += [f"{100 * self.keep:.0f} % of the units"] if self.keep < 1 else []
+        parts += [f"{self.layers} layers"] if self.layers else []
+        parts += ["tokens of the data"] if self.has_own_vocabulary else []
+        return ", ".join(parts)
+
+    @property
+    def cut(self) -> Candidate:
+        """The same without its form: candidates with equal ones share a model before it leaves."""
+        return dataclasses.replace(self, form="")
+
+
+class Cutter:
+    """Cuts a model as candidates say, without training.
+
+    Args:
+        source: folder or Hub id of the model.
+        task: the data.
+        samples: training samples that decide what goes.
+        seed: of their choice.
+    """
+
+    def __init__(self, source: str, task: TaskConfig, samples: int, seed: int) -> None:
+        from hf_compress.recipes.tasks import build_task
+
+        self.source, self.config, self.samples, self.seed = source, task, samples, seed
+        self.task = build_task(task, source)
+        self.model = self._load()
+        self.layers = self._layer_count()
+        self._own = self._with_own_vocabulary()
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether the vocabulary can be cut."""
+        return self._own is not None
+
+    def parent(self, candidate: Candidate) -> tuple[Any, Any]:
+        """Return the whole model that a candidate is cut from, its teacher, and the task with its tokens."""
+        return self._own if candidate.has_own_vocabulary and self._own else (self.model, self.task)
+
+    def cut(self, candidate: Candidate, layout: str, rounds: int = _ROUNDS) -> Any:
+        """Return the cut model.
+
+        Args:
+            candidate: what to cut.
+            layout: "per_layer" or "uniform".
+            rounds: in how many steps units go.
+        """
+        from hf_compress.pruning.oneshot.api import prune_oneshot
+        from hf_compress.pruning.oneshot.config import OneShotConfig
+
+        model, task = self.parent(candidate)
+        keep: dict[str, Any] = {} if candidate.layers is None else {"layers": candidate.layers}
+        if candidate.keep < 1:
+            keep |= dict.fromkeys(("ffn", "heads") if layout == "per_layer" else ("ffn",), candidate.keep)
+        if not keep:
+            return self._copy(model)
+        return prune_oneshot(model, OneShotConfig(keep=keep, rounds=rounds, layout=layout), self.batches(task))
+
+    def batches(self, task: Any, samples: int | None = None, size: int = 32) -> list[dict[str, Any]]:
+        """Return training samples as batches."""
+        import torch
+
+        rows = task.rows["train"]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(rows), generator=generator)[: samples or self.samples].tolist()
+        return [dict(task.collator([rows[i] for i in chosen[k : k + size]])) for k in range(0, len(chosen), size)]
+
+    def _load(self) -> Any:
+        import transformers
+
+        auto = getattr(transformers, self.task.auto_class)
+        return auto.from_pretrained(self.source, trust_remote_code=False).eval()
+
+    def _copy(self, model: Any) -> Any:
+        import copy
+
+        return copy.deepcopy(model)
+
+    def _layer_count(self) -> int:
+        return int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 1))
+
+    def _with_own_vocabulary(self) -> tuple[Any, Any] | None:
+        """Return the model and the task with the tokens of the training data; None where that is not possible."""
+        from hf_compress.architecture.vocabulary import shrink_vocabulary
+        from hf_compress.recipes.tasks import build_task
+
+        texts = self._texts()
+        if not texts:
+            return None
+        try:
+            smaller = shrink_vocabulary(self.model, self.task.processing_class, texts)
+        except ArchitectureError:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            smaller.tokenizer.save_pretrained(folder)
+            return smaller.model.eval(), build_task(self.config, folder)
+
+    def _texts(self) -> list[str]:
+        """Return the training texts as the model reads them; none where it reads no text."""
+        rows = self.task.rows["train"]
+        names = getattr(rows, "column_names", ())
+        if "input_ids" not in names:
+            return []
+        decode = self.task.processing_class.decode
+        return [decode(ids, skip_special_tokens=True) for ids in rows["input_ids"]]
+
+
+def candidates(cutter: Cutter, forms: Mapping[str, Any]) -> list[Candidate]:
+    """Return all combinations of what can be cut and of the forms."""
+    depths = sorted({max(1, round(cutter.layers * d)) for d in DEPTHS}, reverse=True)
+    layers = [None if n == cutter.layers else n for n in depths]
+    tokens = [False, True] if cutter.has_vocabulary else [False]
+    return [Candidate(f, k, n, v) for f in forms for k in KEEPS for n in layers for v in tokens]
+
+
+def write(candidate: Candidate, form: Any, model: Any, task: Any, folder: Path, batches: Any) -> Path:
+    """Write a candidate's model to a folder, whole or not at all."""
+    from hf_compress.output import whole_folder
+
+    if not folder.exists():
+        with whole_folder(folder) as part:
+            form(model, task.processing_class, part, batches)
+    return folder

@@ -1,0 +1,162 @@
+"""Budgets: sizes are predicted, limits are proved on the saved model, and what cannot be met says what binds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from tiny_recipe import RECIPE, TINY
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_compress import fit_budget
+from hf_compress.cli import main
+from hf_compress.errors import ConfigError, OutputExistsError, UnsupportedError
+from hf_compress.search.budget_report import Outlook, plot_outlooks
+from hf_compress.search.candidate import KEEPS, Candidate
+from hf_compress.search.table import Table, corners
+
+TASK = RECIPE["task"]
+QUICK = {"minutes": 0.05, "samples": 32, "finalists": 2, "forms": ["float32"], "train_batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    tiny.torch.manual_seed(0)
+    config = ViTConfig(**{**TINY, "num_hidden_layers": 3, "intermediate_size": 64}, num_labels=10)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(whole, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit") / "out"
+    return folder, fit_budget(whole, TASK, folder, max_params=0.6, **QUICK)
+
+
+def test_the_saved_model_keeps_to_the_budget_and_loads_plainly(whole, fitted):
+    folder, result = fitted
+    before, after = (AutoModelForImageClassification.from_pretrained(p) for p in (whole, result.folder))
+    count = after.num_parameters()
+    assert result.missed == ()
+    assert result.found["parameters"] == count <= 0.6 * before.num_parameters()
+    assert result.limits["max_params"] == pytest.approx(0.6 * before.num_parameters())
+    assert 0 <= result.found["accuracy"] <= 1
+    for name in ("budget.md", "budget.png", "comparison.html", "records/fitted.json"):
+        assert (folder / name).is_file()
+    assert "fit_budget" in (result.folder / "README.md").read_text()
+    assert json.loads((folder / "records" / "fitted.json").read_text())["dataset"]["split"] == "test"
+
+
+def test_parameters_of_every_candidate_are_predicted(fitted):
+    """Linear in layers and units, but for widths that are rounded."""
+    folder, result = fitted
+    rows = [line for line in (folder / "budget.md").read_text().splitlines() if str(result.candidate) in line]
+    predicted = float(rows[-1].split("|")[4].split("/")[0].replace(",", ""))
+    assert predicted == pytest.approx(result.found["parameters"], rel=0.03)
+
+
+def test_a_finished_search_is_read_and_another_is_refused(whole, fitted):
+    folder, result = fitted
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.json")}
+    assert fit_budget(whole, TASK, folder, max_params=0.6, **QUICK) == result
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.json")} == before
+    with pytest.raises(OutputExistsError, match="other settings"):
+        fit_budget(whole, TASK, folder, max_params=0.5, **QUICK)
+
+
+def test_what_cannot_be_met_says_what_came_closest_and_what_binds(whole, tmp_path):
+    with pytest.raises(UnsupportedError, match=r"closest comes float32, 15 % of the units, 2 layers: max_params"):
+        fit_budget(whole, TASK, tmp_path / "out", max_params=0.01, max_bytes=0.9, **QUICK)
+
+
+def test_a_drop_that_is_too_large_is_named(whole, tmp_path, capsys):
+    """No accuracy above 1 is left to lose: any drop is over a limit below what the model has."""
+    (tmp_path / "task.yaml").write_text(json.dumps(TASK))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items() if name != "forms"]
+    limits = ["--max-params", "0.9", "--forms", "float32"]
+    status = main(
+        ["fit", str(whole), str(tmp_path / "task.yaml"), "--output-dir", str(tmp_path / "o"), *limits, *options]
+    )
+    assert status == 0
+    assert "parameters: " in capsys.readouterr().out
+
+
+def test_corners_determine_what_is_linear_in_layers_and_units():
+    every = [
+        Candidate(form, keep, layers, own)
+        for form, keep, layers, own in itertools.product(("a", "b"), KEEPS, (None, 4, 3), (False, True))
+    ]
+
+    def true(c):
+        layers = c.layers or 6
+        return {
+            "bytes": 1e6 + layers * (2e5 + c.keep * 3e5) - 4e5 * c.has_own_vocabulary,
+            "latency": 2 + layers * c.keep,
+        }
+
+    chosen = [c for form in "ab" for c in corners(form, every)]
+    assert len(chosen) == 12
+    table = Table({c: {k: v * (1 + (c.form == "b")) for k, v in true(c).items()} for c in chosen}, 6)
+    for candidate in every:
+        for what, value in true(candidate).items():
+            assert table.predict(candidate, what) == pytest.approx(value * (1 + (candidate.form == "b")))
+
+
+def test_the_picture_has_every_candidate_the_limit_and_the_choice():
+    candidates = [Candidate(form, keep) for form in ("a", "b") for keep in KEEPS]
+    outlooks = [Outlook(c, 1 - c.keep, {"bytes": 1e6 * c.keep}, None, c.keep < 0.5, None) for c in candidates]
+    axes = plot_outlooks(outlooks, candidates[-1], {"max_bytes": 5e5})
+    drawn = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines()}
+    assert sum(n for label, n in drawn.items() if "budget" in label) == len(candidates)
+    assert drawn["chosen"] == 1
+    assert [list(line.get_xdata()) for line in axes.get_lines()][-1] == [0.5, 0.5]
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [sys.argv[3]]
+from search.test_budget import QUICK, TASK
+from hf_compress import fit_budget
+print(fit_budget(sys.argv[1], TASK, sys.argv[2], max_params=0.6, **QUICK).candidate)
+"""
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(whole, tmp_path):
+    command = [sys.executable, "-c", SCRIPT, str(whole), str(tmp_path / "out"), str(Path(__file__).parents[1])]
+    for kill in range(3):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(8 + 4 * kill)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = {p: p.read_bytes() for p in (tmp_path / "out" / "state").glob("*.json")}
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "float32" in finished.stdout
+    assert all(p.read_bytes() == content for p, content in done.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "error", "message"),
+    [
+        (TASK, {}, ConfigError, "nothing is asked for"),
+        (TASK, {"max_bytes": -1.0}, ConfigError, "max_bytes must be above 0"),
+        (TASK, {"max_bytes": 0.5, "forms": ["gguf"]}, ConfigError, "gguf"),
+        (TASK, {"max_byte": 0.5}, ConfigError, "did you mean 'max_bytes'"),
+        (TASK, {"max_bytes": 0.5, "finalists": 0}, ConfigError, "finalists must be at least 1"),
+        ({"type": "image-classification"}, {"max_bytes": 0.5}, ConfigError, "dataset or files"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(whole, tmp_path, task, options, error, message):
+    with pytest.raises(error, match=message):
+        fit_budget(whole, task, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
