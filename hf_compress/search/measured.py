@@ -42,7 +42,7 @@ def first_metric(found: Mapping[str, float]) -> tuple[str, int]:
 
 
 def drop(found: Mapping[str, float], dense: Mapping[str, float]) -> float:
-    """Return how much worse the first metric is than that of the whole model, in its unit; negative if it is better."""
+    """Return how much worse the first metric is than that of the whole model, in its unit; below 0 if it is better."""
     name, sign = first_metric(found)
     return sign * (dense[name] - found[name])
 

@@ -21,6 +21,7 @@ from hf_compress.cli import main
 from hf_compress.errors import ConfigError, OutputExistsError, UnsupportedError
 from hf_compress.search.budget_report import Outlook, plot_outlooks
 from hf_compress.search.candidate import KEEPS, Candidate
+from hf_compress.search.measured import drop
 from hf_compress.search.table import Table, corners
 
 TASK = RECIPE["task"]
@@ -60,7 +61,9 @@ def test_the_saved_model_keeps_to_the_budget_and_loads_plainly(whole, fitted):
 def test_parameters_of_every_candidate_are_predicted(fitted):
     """Linear in layers and units, but for widths that are rounded."""
     folder, result = fitted
-    rows = [line for line in (folder / "budget.md").read_text().splitlines() if str(result.candidate) in line]
+    rows = [
+        line for line in (folder / "budget.md").read_text().splitlines() if line.startswith(f"| {result.candidate} |")
+    ]
     predicted = float(rows[-1].split("|")[4].split("/")[0].replace(",", ""))
     assert predicted == pytest.approx(result.found["parameters"], rel=0.03)
 
@@ -79,14 +82,19 @@ def test_what_cannot_be_met_says_what_came_closest_and_what_binds(whole, tmp_pat
         fit_budget(whole, TASK, tmp_path / "out", max_params=0.01, max_bytes=0.9, **QUICK)
 
 
-def test_a_drop_that_is_too_large_is_named(whole, tmp_path, capsys):
-    """No accuracy above 1 is left to lose: any drop is over a limit below what the model has."""
+@pytest.mark.parametrize(
+    ("found", "dense", "expected"),
+    [({"bytes": 1, "accuracy": 0.5}, {"accuracy": 0.75}, 0.25), ({"perplexity": 5.0}, {"perplexity": 4.0}, 1.0)],
+)
+def test_a_drop_is_how_much_worse_the_first_metric_is(found, dense, expected):
+    assert drop(found, dense) == expected
+
+
+def test_the_command_line_fits_and_prints_what_was_found(whole, tmp_path, capsys):
     (tmp_path / "task.yaml").write_text(json.dumps(TASK))
     options = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items() if name != "forms"]
-    limits = ["--max-params", "0.9", "--forms", "float32"]
-    status = main(
-        ["fit", str(whole), str(tmp_path / "task.yaml"), "--output-dir", str(tmp_path / "o"), *limits, *options]
-    )
+    limits = ["--max-params", "0.9", "--forms", "float32", "--output-dir", str(tmp_path / "out")]
+    status = main(["fit", str(whole), str(tmp_path / "task.yaml"), *limits, *options])
     assert status == 0
     assert "parameters: " in capsys.readouterr().out
 
