@@ -5,10 +5,11 @@ Level: glue.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,25 @@ def _write_compressed(trainer: Any, output: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model = merge_adapter(copy.deepcopy(model))
     if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
-        model = shrink(model)
+        with _own_forward(model):
+            model = shrink(model)
     with whole_folder(output) as part:
         model.save_pretrained(part / "model")
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(part / "model")
         if config is not None and config.quantization is not None:
             quantize(part / "model", part / "quantized", config.quantization)
+
+
+@contextlib.contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Take away what mixed precision puts around `forward`: 16-bit logits differ too much to be compared."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
 
 
 def start_record(trainer: Any) -> Record:

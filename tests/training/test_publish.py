@@ -62,6 +62,23 @@ def test_save_compressed_removes_pruned_units_and_quantizes(tmp_path):
         trainer.save_compressed(tmp_path / "out")
 
 
+def test_units_are_removed_in_float32_after_training_in_mixed_precision(tmp_path):
+    # Wide enough that 16-bit logits of the two would differ.
+    model = tiny.bert(hidden_size=64, intermediate_size=256)
+    config = CompressionConfig(pruning=PruningConfig(0.5, "ffn", frequency=1))
+    arguments = tiny.arguments(tmp_path / "run", bf16=True, learning_rate=1e-2)
+    trainer = CompressionTrainer(model, arguments, compression=config, train_dataset=tiny.sentences())
+    trainer.train()
+    inputs = {k: v for k, v in trainer.data_collator(tiny.sentences(8)).items() if k != "labels"}
+    with torch.no_grad():
+        mixed = trainer.model(**inputs).logits
+        small = AutoModelForSequenceClassification.from_pretrained(trainer.save_compressed(tmp_path / "out")["model"])
+        assert torch.equal(mixed, trainer.model(**inputs).logits)  # still mixed afterwards
+        trainer.model.__dict__.pop("forward")
+        assert torch.allclose(small.eval()(**inputs).logits, trainer.model.eval()(**inputs).logits, atol=1e-5)
+        assert not torch.equal(mixed, trainer.model(**inputs).logits)
+
+
 @pytest.mark.parametrize("make", [tiny.bert, tiny.llama], ids=["bert", "llama"])
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 def test_the_saved_file_has_exactly_the_zeros_asked_for(tmp_path, make, scope):
