@@ -92,10 +92,14 @@ class Teacher:
         """
         require_rows(hidden, positions, "teacher")
         states = hidden[positions.to(hidden.device)]
+        kind = states.device.type
+        # Chunks of the student are made outside of mixed precision; the teacher's head is as it is in whole passes.
+        mixed, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
         @torch.no_grad()
         def logits(rows: slice) -> torch.Tensor:
-            return self.head.logits(states[rows])
+            with torch.autocast(kind, dtype=dtype, enabled=mixed):
+                return self.head.logits(states[rows])
 
         return logits
 

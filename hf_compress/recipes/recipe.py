@@ -43,8 +43,8 @@ def run_recipe(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError(
-            "a recipe runs in one process, found WORLD_SIZE > 1; train on several with a script of your own and "
-            "CompressionTrainer (scripts/train_text_classification.py is one)"
+            "a recipe runs in one process, found WORLD_SIZE > 1; train on several with a script of "
+            "scripts/train_*.py, one for each task"
         )
     config = load_recipe(recipe, overrides)
     from hf_compress.recipes.progress import quiet_logs

@@ -143,6 +143,17 @@ def test_several_teachers_and_padded_vocabularies(tmp_path):
     assert runs[1]._loss._chunked is not None
 
 
+def test_masked_language_models_in_mixed_precision_learn_the_same_in_chunks(tmp_path):
+    found = []
+    for size in (0, 3):
+        options = {"learning_rate": 0.1, "optim": "sgd", "bf16": True, "max_steps": 4}
+        trainer = trainer_for(tmp_path, masked_bert, {"chunk_size": size}, **options)
+        trainer.train()
+        found.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    moved = (found[0] - torch.cat([p.detach().flatten() for p in masked_bert(0).parameters()])).norm()
+    assert (found[1] - found[0]).norm() < 0.05 * moved
+
+
 @pytest.mark.parametrize("options", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}, {}])
 def test_whole_runs_agree(tmp_path, options):
     rates = {"learning_rate": 0.1, "optim": "sgd", "gradient_accumulation_steps": 2, **options}
