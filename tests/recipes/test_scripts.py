@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers import AutoModelForSequenceClassification as Classifier
 
+from hf_compress import run_recipe
 from hf_compress.errors import ConfigError, DataError, OutputExistsError
 from hf_compress.measurement import api
 
@@ -132,6 +133,32 @@ def test_what_scripts_write_loads_without_this_package_and_is_as_sparse_as_asked
             # Layers are half empty; embeddings and heads are not.
             layers = [v for n, v in zeros.items() if "layer" in n or "block" in n]
             assert max(layers) == pytest.approx(0.5, abs=0.01), name
+
+
+@pytest.mark.parametrize(
+    ("name", "type", "options", "metric"),
+    [
+        ("seq2seq", "sequence-to-sequence", {"max_target_length": 6}, "exact_match"),
+        ("sentence_embeddings", "sentence-embeddings", {}, "spearman"),
+    ],
+)
+def test_a_recipe_trains_a_task_with_its_own_trainer(tmp_path, quick_measures, name, type, options, metric):
+    base, file = prepare(tmp_path, name)
+    own = {"embedding_model": base} if name == "sentence_embeddings" else {}
+    prune = {"pruning": {"sparsity": 0.5, "frequency": 1}}
+    steps = {"max_steps": 2, "per_device_train_batch_size": 4}
+    recipe = {
+        "name": "mine",
+        "task": {"type": type, "files": {"train": file, "test": file}, **options, **own},
+        "stages": [
+            {"name": "dense", "kind": "train", "source": base, "arguments": steps},
+            {"name": "small", "kind": "train", "source": "dense", "compression": prune, "arguments": steps},
+        ],
+    }
+    folder = run_recipe(recipe, tmp_path / "run")
+    record = json.loads((folder / "records" / "small.json").read_text())
+    assert metric in {m["name"] for m in record["measurements"]}
+    assert metric in (folder / "README.md").read_text()
 
 
 def text_run(folder):
