@@ -116,8 +116,13 @@ def forward_batches(model: nn.Module, rows: Any, collator: Callable) -> Iterator
         yield outputs, batch
 
 
-def load_tokenizer(task: str, source: str | None) -> Any:
+def load_tokenizer(task: str, source: str | None, **options: Any) -> Any:
     """Load the tokenizer of a task.
+
+    Args:
+        task: name, for the message.
+        source: folder or Hub id.
+        **options: of the tokenizer.
 
     Raises:
         DataError: if there is nowhere to take it from.
@@ -126,7 +131,7 @@ def load_tokenizer(task: str, source: str | None) -> Any:
 
     if source is None:
         raise DataError(f"{task} needs a tokenizer: let the first stage start from a Hub id or a folder")
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int, int]:

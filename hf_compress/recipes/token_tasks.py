@@ -45,6 +45,9 @@ def token_classification(config: TaskConfig, processor_source: str | None) -> Ta
     if entities:
         require("seqeval", "scores of entities")
     tokenizer = load_tokenizer(config.type, processor_source)
+    if getattr(tokenizer, "add_prefix_space", None) is False:
+        # Byte-level tokenizers (RoBERTa's, GPT-2's) would write the words of a list together.
+        tokenizer = load_tokenizer(config.type, processor_source, add_prefix_space=True)
     if not tokenizer.is_fast:
         raise DataError("token-classification needs a fast tokenizer, which knows the word of each token")
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import tiny_tasks
 from datasets import ClassLabel, Dataset, Features, List, Value
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    RobertaConfig,
+    RobertaTokenizer,
+)
 
 from hf_compress.errors import ConfigError, DataError
 from hf_compress.recipes.config import TaskConfig
@@ -142,6 +148,17 @@ def test_rows_of_words_are_labelled_at_their_first_tokens(tmp_path):
     assert found.rows["test"]["labels"][:] == [[-100, 1, -100, -100, 2, 0, -100], [-100, 2, -100]]
     model = AutoModelForTokenClassification.from_pretrained(source, ignore_mismatched_sizes=True, **found.head)
     assert set(found.evaluate(model)) == {"precision", "recall", "f1", "accuracy"}
+
+
+def test_byte_level_tokenizers_see_a_space_before_each_word(tmp_path):
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    RobertaTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[]).save_pretrained(tmp_path / "roberta")
+    RobertaConfig().save_pretrained(tmp_path / "roberta")
+    rows = {"tokens": [["ab", "c"]], "ner_tags": [["N", "V"]]}
+    found = task(tmp_path, "token-classification", rows, str(tmp_path / "roberta"))
+    tokens = found.processing_class.convert_ids_to_tokens(found.rows["test"][0]["input_ids"])
+    assert tokens == ["<s>", "Ġ", "a", "b", "Ġ", "c", "</s>"]
+    assert found.rows["test"][0]["labels"] == [-100, 0, -100, -100, 1, -100, -100]
 
 
 def test_entities_count_as_a_whole():
