@@ -248,6 +248,8 @@ def test_two_processes_learn_what_one_does(tmp_path):
     shared += ["--save_strategy", "steps", "--save_steps", "4", "--optim", "sgd", "--learning_rate", "0.1"]
     # One process takes every other sample of the order that two processes share.
     shared += ["--train_sampling_strategy", "sequential"]
+    # All 24 rows are trained on: processes repeat rows where a last batch is not full.
+    shared += ["--validation_file", file]
     script = str(SCRIPTS / "train_text_classification.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     losses, weights = [], []
