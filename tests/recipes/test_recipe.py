@@ -8,6 +8,7 @@ from pathlib import Path
 
 import language
 import pytest
+import tiny_recipe
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
@@ -295,3 +296,9 @@ def test_built_in_recipes_are_valid_and_survive_a_round_trip(name):
     assert type(recipe).from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
     assert {s.kind for s in recipe.stages} <= set(STAGES)
     assert Path(name).name == name
+
+
+def test_a_recipe_of_one_stage_is_measured_alone(tmp_path):
+    recipe = {**tiny_recipe.RECIPE, "stages": tiny_recipe.RECIPE["stages"][:1]}
+    (record,) = load_records(run_recipe(recipe, tmp_path / "run") / "records")
+    assert (record.model, record.role) == ("teacher", "result")
