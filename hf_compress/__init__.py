@@ -48,6 +48,8 @@ _HOMES = {
     "push_pair": "hub.pair",
     "run_recipe": "recipes.recipe",
     "fit_budget": "search.budget",
+    "sensitivity": "search.sensitivity",
+    "share_out": "search.sensitivity",
     "sweep": "search.sweep",
 }
 
@@ -84,6 +86,8 @@ if TYPE_CHECKING:
     from hf_compress.recipes.recipe import run_recipe as run_recipe
     from hf_compress.report.compare import compare as compare
     from hf_compress.search.budget import fit_budget as fit_budget
+    from hf_compress.search.sensitivity import sensitivity as sensitivity
+    from hf_compress.search.sensitivity import share_out as share_out
     from hf_compress.search.sweep import sweep as sweep
     from hf_compress.training.choose import choose_logit_weight as choose_logit_weight
     from hf_compress.training.embedding import EmbeddingTrainer as EmbeddingTrainer

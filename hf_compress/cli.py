@@ -16,7 +16,7 @@ from typing import Any
 from hf_compress import __version__
 from hf_compress.cli_prune import add_prune, add_shrink
 from hf_compress.cli_quantize import add_export, add_quantize
-from hf_compress.cli_search import add_fit, add_sweep
+from hf_compress.cli_search import add_fit, add_sensitivity, add_sweep
 from hf_compress.errors import ConfigError, HfCompressError
 
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_run, _add_inspect):
         add(verbs)
-    for add_smaller in (add_shrink, add_prune, add_quantize, add_export, add_sweep, add_fit):
+    for add_smaller in (add_shrink, add_prune, add_quantize, add_export, add_sensitivity, add_sweep, add_fit):
         add_smaller(verbs, _verb)
     for add in (_add_measure, _add_compare, _add_card, _add_push):
         add(verbs)

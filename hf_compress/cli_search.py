@@ -1,4 +1,4 @@
-"""The verbs `sweep` and `fit` of `hf-compress`.
+"""The verbs `sensitivity`, `sweep` and `fit` of `hf-compress`.
 
 Level: outside. torch is imported by the call, never by `--help`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import ConfigError
@@ -49,6 +50,39 @@ def _sweep(arguments: argparse.Namespace) -> None:
     print(table(result))
     if result.chosen is not None:
         print(f"{result.chosen}: the best setting, trained on all training data and measured on the test split")
+
+
+def add_sensitivity(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verb `sensitivity`."""
+    parser = verb(verbs, "sensitivity", "what pruning or quantizing each part alone does to the predictions", _measure)
+    parser.add_argument("model", help="folder or Hub id")
+    parser.add_argument("task", help="a YAML file with the data, as `task` of a recipe; labels are not used")
+    parser.add_argument("--output-dir", required=True, help="folder for sensitivity.json, .md and .png")
+    parser.add_argument("--samples", type=int, default=256, help="training samples looked at (default 256)")
+    parser.add_argument("--kinds", nargs="+", help="weights, ffn, heads, layers, quantized (default all)")
+    parser.add_argument("--levels", nargs="+", type=float, help="fractions that go (default 0.25 0.5 0.75 0.9)")
+    parser.add_argument("--schemes", nargs="+", help="schemes of quantization (default int8 nf4)")
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from hf_compress.imports import is_available
+    from hf_compress.options import read_data_file
+    from hf_compress.recipes.config import TaskConfig
+    from hf_compress.report.plots import save_plot
+    from hf_compress.search.candidate import load_for_task, training_batches
+    from hf_compress.search.sensitivity import sensitivity
+    from hf_compress.search.sensitivity_report import plot_sensitivity, sensitivity_table
+
+    model, task = load_for_task(arguments.model, TaskConfig.from_dict(read_data_file(arguments.task)))
+    folder = Path(arguments.output_dir)
+    given = {name: getattr(arguments, name) for name in ("kinds", "levels", "schemes")}
+    options = {name: value for name, value in given.items() if value is not None}
+    batches = training_batches(task, arguments.samples)
+    found = sensitivity(model, batches, output=folder / "sensitivity.json", **options)
+    (folder / "sensitivity.md").write_text(sensitivity_table(found, "markdown") + "\n", encoding="utf-8")
+    if is_available("matplotlib"):
+        save_plot(plot_sensitivity(found), folder / "sensitivity.png")
+    print(sensitivity_table(found))
 
 
 def add_fit(verbs: Any, verb: Callable[..., argparse.ArgumentParser]) -> None:

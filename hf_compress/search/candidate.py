@@ -5,6 +5,7 @@ Level: outside.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -61,11 +62,8 @@ class Cutter:
     """
 
     def __init__(self, source: str, task: TaskConfig, samples: int, seed: int) -> None:
-        from hf_compress.recipes.tasks import build_task
-
-        self.source, self.config, self.samples, self.seed = source, task, samples, seed
-        self.task = build_task(task, source)
-        self.model = self._load()
+        self.config, self.samples, self.seed = task, samples, seed
+        self.model, self.task = load_for_task(source, task)
         self.layers = self._layer_count()
         self._own = self._with_own_vocabulary()
 
@@ -94,28 +92,12 @@ class Cutter:
         if candidate.keep < 1:
             keep |= dict.fromkeys(("ffn", "heads") if layout == "per_layer" else ("ffn",), candidate.keep)
         if not keep:
-            return self._copy(model)
+            return copy.deepcopy(model)
         return prune_oneshot(model, OneShotConfig(keep=keep, rounds=rounds, layout=layout), self.batches(task))
 
     def batches(self, task: Any, samples: int | None = None, size: int = 32) -> list[dict[str, Any]]:
         """Return training samples as batches."""
-        import torch
-
-        rows = task.rows["train"]
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(rows), generator=generator)[: samples or self.samples].tolist()
-        return [dict(task.collator([rows[i] for i in chosen[k : k + size]])) for k in range(0, len(chosen), size)]
-
-    def _load(self) -> Any:
-        import transformers
-
-        auto = getattr(transformers, self.task.auto_class)
-        return auto.from_pretrained(self.source, trust_remote_code=False).eval()
-
-    def _copy(self, model: Any) -> Any:
-        import copy
-
-        return copy.deepcopy(model)
+        return training_batches(task, samples or self.samples, size, self.seed)
 
     def _layer_count(self) -> int:
         return int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 1))
@@ -144,6 +126,26 @@ class Cutter:
             return []
         decode = self.task.processing_class.decode
         return [decode(ids, skip_special_tokens=True) for ids in rows["input_ids"]]
+
+
+def load_for_task(source: str, config: TaskConfig) -> tuple[Any, Any]:
+    """Return a saved model, with the head that a task needs and in eval mode, and the task."""
+    import transformers
+
+    from hf_compress.recipes.tasks import build_task
+
+    task = build_task(config, source)
+    auto = getattr(transformers, task.auto_class)
+    return auto.from_pretrained(source, trust_remote_code=False).eval(), task
+
+
+def training_batches(task: Any, samples: int, size: int = 32, seed: int = 0) -> list[dict[str, Any]]:
+    """Return training samples of a task as batches, drawn by a seed."""
+    import torch
+
+    rows = task.rows["train"]
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    return [dict(task.collator([rows[i] for i in chosen[k : k + size]])) for k in range(0, len(chosen), size)]
 
 
 def candidates(cutter: Cutter, forms: Mapping[str, Any]) -> list[Candidate]:
