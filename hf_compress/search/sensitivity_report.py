@@ -23,10 +23,10 @@ _LEAST = 1e-8
 
 def sensitivity_table(found: Sequence[Sensitivity], style: str = "text") -> str:
     """Return one line a part, with what each level does in nats, the most sensitive first."""
-    levels = list(dict.fromkeys(str(s.level) for s in found))
+    levels = list(dict.fromkeys(_how(s) for s in sorted(found, key=lambda s: str(s.level))))
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for one in found:
-        rows.setdefault((one.kind, one.part), {})[str(one.level)] = one.loss
+        rows.setdefault((one.kind, one.part), {})[_how(one)] = one.loss
     ordered = sorted(rows.items(), key=lambda pair: -max(pair[1].values()))
     cells = [[f"{kind}: {part}", *(_loss(losses.get(n)) for n in levels)] for (kind, part), losses in ordered]
     return draw_table([["divergence in nats", *levels], *cells], style)
@@ -75,8 +75,11 @@ def _row(one: Sensitivity) -> str:
     name = one.part.removesuffix(".weight")
     layer = _LAYER.search(name)
     rest = (name[layer.end() :] or "whole") if layer else name
-    how = f"{100 * one.level:.0f} %" if isinstance(one.level, float) else one.level
-    return f"{one.kind}: {rest}, {how}"
+    return f"{one.kind}: {rest}, {_how(one)}"
+
+
+def _how(one: Sensitivity) -> str:
+    return f"{100 * one.level:.0f} %" if isinstance(one.level, float) else one.level
 
 
 def _layer(part: str) -> int:
