@@ -19,28 +19,34 @@ from hf_compress.cli_quantize import add_export, add_quantize
 from hf_compress.cli_search import add_fit, add_sensitivity, add_sweep
 from hf_compress.errors import ConfigError, HfCompressError
 
+DESCRIPTION = "Distil, prune, shrink, quantize, measure and push Hugging Face models."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 refused or failed, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="hf-compress", description=DESCRIPTION)
+    add_verbs(parser)
+    return call_verb(parser.parse_args(argv), parser.prog)
+
+
+def call_verb(arguments: argparse.Namespace, program: str) -> int:
+    """Do what was parsed; returns the exit status of `main`. `program` is what errors name as their origin."""
     # bitsandbytes repeats its warning on casts at every forward pass of every int8 layer.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         arguments.call(arguments)
     except (HfCompressError, OSError) as error:
         # transformers and datasets say with an OSError that a Hub id or folder cannot be loaded.
-        print(f"hf-compress {arguments.verb}: {error}", file=sys.stderr)
+        print(f"{program} {arguments.verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"hf-compress {arguments.verb}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"{program} {arguments.verb}: interrupted; run it again to go on", file=sys.stderr)
         return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hf-compress", description="Distil, prune, shrink, quantize, measure and push Hugging Face models."
-    )
+def add_verbs(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` all verbs: `hf-compress`'s own one, or the one that another command line sets aside."""
     parser.add_argument("--version", action="version", version=f"hf_compress {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_run, _add_inspect):
@@ -49,7 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         add_smaller(verbs, _verb)
     for add in (_add_measure, _add_compare, _add_card, _add_push):
         add(verbs)
-    return parser
 
 
 def _verb(verbs: Any, name: str, summary: str, call: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:

@@ -29,8 +29,8 @@ MATHS = {
 }  # fmt: skip
 GLUE = {i for i in IDS if i.startswith("training/")} | {"pruning/callback.py"}
 OUTSIDE = {i for i in IDS if i.startswith(("recipes/", "search/")) and not i.endswith("config.py")} | {
-    "cli.py", "cli_search.py", "cli_prune.py", "cli_quantize.py", "__main__.py", "report/plots.py",
-    "report/training_plots.py", "report/compare.py", "report/parts_plots.py",
+    "cli.py", "cli_optimum.py", "cli_search.py", "cli_prune.py", "cli_quantize.py", "__main__.py",
+    "report/plots.py", "report/training_plots.py", "report/compare.py", "report/parts_plots.py",
     "hub/push.py", "hub/pair.py", "hub/attempts.py", "hub/commit.py", "hub/explain.py", "hub/metadata.py",
 }  # fmt: skip
 STATE = set(IDS) - BASE - MATHS - GLUE - OUTSIDE - {i for i in IDS if i.endswith("__init__.py")}
