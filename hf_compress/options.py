@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_compress.errors import ConfigError, DataError, did_you_mean
+from hf_compress.plain import read_json, read_yaml, shown, unplain, write_yaml
 
 SelfOptions = TypeVar("SelfOptions", bound="Options")
 
@@ -42,7 +42,9 @@ class Options:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _matches(value, hints[field.name]):
-                yield f"{field.name} must be {_describe(hints[field.name])}, found {value!r}"
+                yield f"{field.name} must be {_describe(hints[field.name])}, found {shown(value)}"
+            elif not isinstance(value, Options) and (problem := unplain(_without_options(value))) is not None:
+                yield f"{field.name} must be {problem}"
 
     def to_dict(self, *, defaults: bool = True) -> dict[str, Any]:
         """Return the options as nested plain data (dicts, lists, numbers, strings).
@@ -64,7 +66,10 @@ class Options:
             raise ConfigError(f"{cls.__name__}: expected a mapping of options, found {type(data).__name__}")
         hints = typing.get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]
-        problems = [f"unknown option {key!r}{did_you_mean(key, names)}" for key in data if key not in names]
+        unknown = [key for key in data if key not in names]
+        problems = [
+            f"unknown option {shown(k)}{did_you_mean(k, names) if isinstance(k, str) else ''}" for k in unknown
+        ]
         values = {}
         for key in names:
             if key not in data:
@@ -93,9 +98,7 @@ class Options:
 
     def to_yaml(self, *, defaults: bool = True) -> str:
         """Return the options as YAML; `defaults` as for `to_dict`."""
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(defaults=defaults), sort_keys=False)
+        return write_yaml(self.to_dict(defaults=defaults))
 
     def save(self, path: str | Path) -> None:
         """Write to `path`: YAML if it ends in .yaml or .yml, otherwise JSON."""
@@ -119,10 +122,10 @@ def read_data_file(path: str | Path) -> Any:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        return read_yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        return read_yaml(text) if path.suffix in (".yaml", ".yml") else read_json(text)
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file {path}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
@@ -134,37 +137,8 @@ def read_text(path: str | Path) -> str:
     """
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"expected a text file, found {str(path)!r}: {error}") from error
-
-
-def read_yaml(text: str) -> Any:
-    """Return the plain data in YAML `text`, with numbers as YAML 1.2 and people write them.
-
-    YAML 1.1, which PyYAML reads, takes 2:4 for 124 (base 60) and 8e-5 for text.
-
-    Raises:
-        yaml.YAMLError: if it does not parse.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    numbers = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
-    # Copied, since the table belongs to the parent class.
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in entries if tag not in numbers]
-        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    digits = list("-+0123456789.")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), digits)
-    number = re.compile(
-        r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN)$"
-    )
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, digits)
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-    return yaml.load(text, Loader)
 
 
 def _has_default(field: dataclasses.Field) -> bool:
@@ -198,6 +172,11 @@ def _build(options: type[Options], data: Any) -> Any:
     if problems:
         raise ConfigError("; ".join(problems))
     return tuple(built)
+
+
+def _without_options(value: Any) -> Any:
+    """Leave out the nested options of a list, which have been checked themselves."""
+    return [v for v in value if not isinstance(v, Options)] if isinstance(value, tuple) else value
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -4,8 +4,29 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+import logging
+import sys
+
 import pytest
 import torch
+
+LIBRARIES = ("logging", "transformers", "accelerate", "datasets", "huggingface_hub", "torch", "peft")
+
+
+class OwnDeprecations(logging.Handler):
+    """Raises where a library logs that what our own code calls is deprecated (pyproject.toml does so for warnings)."""
+
+    def emit(self, record):
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in LIBRARIES:
+            frame = frame.f_back
+        is_ours = frame is not None and frame.f_globals.get("__name__", "").startswith("hf_compress")
+        if is_ours and "deprecated" in record.getMessage():
+            raise FutureWarning(record.getMessage())
+
+
+def pytest_configure():
+    logging.getLogger("transformers").addHandler(OwnDeprecations())
 
 
 @pytest.fixture(autouse=True)

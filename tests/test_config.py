@@ -5,7 +5,7 @@ import pytest
 from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, QuantizationConfig
 from hf_compress.errors import ConfigError
 from hf_compress.measurement.config import MeasureSettings
-from hf_compress.options import read_yaml
+from hf_compress.plain import read_yaml
 from hf_compress.recipes.config import RecipeConfig
 
 CONFIGS = [
@@ -67,7 +67,7 @@ def test_all_problems_are_reported_at_once_with_the_near_name():
         (lambda: PruningConfig(frequency=2.5), "frequency must be a whole number"),
         (lambda: PruningConfig(frequency=True), "frequency must be a whole number"),
         (lambda: PruningConfig(frequency=0), "frequency must be at least 1"),
-        (lambda: PruningConfig(sparsity=float("nan")), "sparsity must be at least 0"),
+        (lambda: PruningConfig(sparsity=float("nan")), "sparsity must be a finite number"),
         (lambda: PruningConfig(initial_sparsity=0.6), "between 0 and sparsity"),
         (lambda: PruningConfig(floor=2.0), "floor must lie between 0 and 1, found 2.0"),
         (lambda: PruningConfig(structure="3:2"), "keeps N of M, so 1 <= N < M, found '3:2'"),

@@ -14,7 +14,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 IDS = [str(p.relative_to(ROOT)) for p in FILES]
 
 BASE = {
-    "errors.py", "imports.py", "output.py", "registry.py", "options.py", "config.py", "measurement/record.py",
+    "errors.py", "imports.py", "output.py", "registry.py", "options.py", "plain.py", "config.py",
+    "measurement/record.py",
     "measurement/schema.py", "measurement/adapter.py",
     "hub/card.py",
     "hub/scan.py", "hub/pickles.py", "report/tables.py", "report/wording.py",

@@ -18,7 +18,7 @@ REMOVABLE = ("ffn", "heads", "hidden", "filters", "layers")
 
 def n_of_m(structure: Any) -> tuple[int, int] | None:
     """Return how many of how many stay, if a structure is N:M."""
-    found = re.fullmatch(r"(\d+):(\d+)", structure) if isinstance(structure, str) else None
+    found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", structure) if isinstance(structure, str) else None
     return (int(found[1]), int(found[2])) if found else None
 
 

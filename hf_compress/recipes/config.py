@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_compress.config import CompressionConfig
 from hf_compress.options import Options
+from hf_compress.plain import shown
 from hf_compress.pruning.oneshot.config import OneShotConfig
 from hf_compress.quantization.config import QuantizationConfig
 
@@ -161,10 +162,10 @@ class StageConfig(Options):
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name) or self.name in RESERVED:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", self.name) or self.name in RESERVED:
             yield (
-                f"name must be lower-case letters, digits, - and _ and none of {', '.join(RESERVED)}, "
-                f"found {self.name!r}"
+                f"name must be at most 100 lower-case letters, digits, - and _ and none of {', '.join(RESERVED)}, "
+                f"found {shown(self.name)}"
             )
         if (self.source is None) == (self.config is None):
             yield f"stage {self.name!r}: give either source or config"
@@ -213,8 +214,8 @@ class RecipeConfig(Options):
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each reference that leads nowhere."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            yield f"name must be letters, digits, '.', '-' and '_', found {self.name!r}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            yield f"name must be at most 100 letters, digits, '.', '-' and '_', found {shown(self.name)}"
         if not self.stages:
             yield "stages is empty: nothing to do"
         names = [s.name for s in self.stages]

@@ -6,12 +6,14 @@ Level: outside.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import RecipeError, did_you_mean
-from hf_compress.options import read_data_file, read_yaml
+from hf_compress.options import read_data_file
+from hf_compress.plain import read_yaml, shown, unplain
 from hf_compress.recipes.config import RecipeConfig
 
 _BUILTIN = Path(__file__).parent / "builtin"
@@ -34,20 +36,29 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
         ConfigError: with every problem of the recipe.
     """
     if isinstance(recipe, Mapping):
-        data = json.loads(json.dumps(recipe))
+        data = _copy(recipe)
+    elif not isinstance(recipe, (str, os.PathLike)):
+        raise RecipeError(f"expected a recipe's name, its file or its options, found {shown(recipe)}")
     elif str(recipe) in builtin_recipes():
         data = read_data_file(_BUILTIN / f"{recipe}.yaml")
-    elif Path(recipe).is_file():
+    elif os.path.isfile(recipe):  # False, not an error, for what no file can be called
         data = read_data_file(recipe)
     else:
         known = builtin_recipes()
         raise RecipeError(
-            f"there is no recipe {str(recipe)!r}{did_you_mean(str(recipe), known)}: neither a file nor built in; "
+            f"there is no recipe {shown(str(recipe))}{did_you_mean(str(recipe), known)}: neither a file nor built in; "
             f"built in are: {', '.join(known)}"
         )
-    for override in overrides:
+    for override in overrides if isinstance(data, dict) else ():
         _override(data, override)
     return RecipeConfig.from_dict(data)
+
+
+def _copy(recipe: Mapping[str, Any]) -> Any:
+    problem = unplain(recipe)
+    if problem is not None:
+        raise RecipeError(f"a recipe must be {problem}")
+    return json.loads(json.dumps(recipe, default=dict))
 
 
 def _override(data: Any, override: str) -> None:
@@ -59,7 +70,7 @@ def _override(data: Any, override: str) -> None:
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"the value of {key} is no YAML: {text!r}") from error
+        raise RecipeError(f"the value of {key} is no YAML: {shown(text)}") from error
     *parents, last = key.split(".")
     place = data
     for part in parents:
@@ -71,7 +82,7 @@ def _override(data: Any, override: str) -> None:
 
 def _descend(place: Any, part: str, key: str) -> Any:
     if isinstance(place, list):
-        names = [str(item.get("name")) for item in place]
+        names = [str(item.get("name")) if isinstance(item, dict) else "" for item in place]
         if part not in names:
             known = ", ".join(names)
             raise RecipeError(f"{key}: there is no stage {part!r}{did_you_mean(part, names)}; there are: {known}")
