@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import torch
 from hf_compress.errors import CheckpointError
 
 MANIFEST = "teacher_cache.json"
-_FORMAT = 1
+CHECKSUMS = "checksums.json"
+_FORMAT = 2
+_ANEW = "remove the folder and call cache_teacher again"
 
 
 def example_keys(batch: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> list[int]:
@@ -63,8 +66,8 @@ class CacheWriter:
         self._settings = {"format": _FORMAT, **settings}
         manifest = folder / MANIFEST
         if manifest.is_file():
-            found = json.loads(manifest.read_text())
-            found.pop("complete", None)
+            found = _read_manifest(folder)
+            found.pop("complete")
             differ = sorted(k for k in {*found, *self._settings} if found.get(k) != self._settings.get(k))
             if differ:
                 raise CheckpointError(
@@ -99,6 +102,8 @@ class CacheWriter:
         finally:
             if shown:
                 enable_progress_bar()
+        # Arrow trusts its files: changed bytes would be wrong numbers, or reads beyond the end.
+        (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=2))
         os.replace(part, final)
 
     def finish(self) -> None:
@@ -107,7 +112,8 @@ class CacheWriter:
 
     def _write_manifest(self, complete: bool) -> None:
         part = self.folder / (MANIFEST + ".part")
-        part.write_text(json.dumps({**self._settings, "complete": complete}, indent=2))
+        data = {**self._settings, "complete": complete}
+        part.write_text(json.dumps({**data, "checksum": _checksum(json.dumps(data).encode())}, indent=2))
         os.replace(part, self.folder / MANIFEST)
 
 
@@ -125,17 +131,15 @@ class CacheReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self.settings = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder.name} holds no teacher cache; make one with cache_teacher") from error
-        if self.settings.get("format") != _FORMAT:
-            raise CheckpointError(f"{folder.name} was written by another version of hf_compress; make it again")
+        self.settings = _read_manifest(folder)
         if not self.settings["complete"]:
             raise CheckpointError(f"{folder.name} is not complete; call cache_teacher again, which goes on with it")
         from datasets import concatenate_datasets
 
-        self._rows = concatenate_datasets([_load(part) for part in _parts(folder)]).with_format("numpy")
+        parts = [_load(part) for part in _parts(folder)]
+        if not parts:
+            raise CheckpointError(f"{folder.name} has lost its parts; make the cache again")
+        self._rows = concatenate_datasets(parts).with_format("numpy")
         keys = np.asarray(self._rows["key"][:], dtype=np.int64)
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
@@ -166,4 +170,30 @@ def _parts(folder: Path) -> list[Path]:
 def _load(part: Path) -> Any:
     from datasets import load_from_disk
 
+    try:
+        is_whole = json.loads((part / CHECKSUMS).read_text()) == _checksums(part)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{part.name} of the teacher's cache cannot be read ({error}); {_ANEW}") from error
+    if not is_whole:
+        raise CheckpointError(f"{part.name} of the teacher's cache was changed after it was written; {_ANEW}")
     return load_from_disk(str(part))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder.name} holds no teacher cache; make one with cache_teacher") from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise CheckpointError(f"{folder.name} was written by another version of hf_compress; make it again")
+    if found.pop("checksum", None) != _checksum(json.dumps(found).encode()):
+        raise CheckpointError(f"{MANIFEST} in {folder.name} was changed after it was written; {_ANEW}")
+    return found
+
+
+def _checksums(part: Path) -> dict[str, int]:
+    return {path.name: _checksum(path.read_bytes()) for path in sorted(part.iterdir()) if path.name != CHECKSUMS}
+
+
+def _checksum(data: bytes) -> int:
+    return zlib.crc32(data)

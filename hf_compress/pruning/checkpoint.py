@@ -98,6 +98,7 @@ def load_state_dict(pruner: Pruner, state: Mapping[str, torch.Tensor], metadata:
             f"the checkpoint holds masks of {len(masks)} parameters that do not fit this model's {len(sizes)}; "
             "resume with the model that was being pruned"
         )
+    _refuse_unfit(pruner, state, masks, sizes)
     for name, parameter in pruner.parameters.items():
         kinds = {kind: state.get(f"{kind}.{name}") for kind in pruner.plan.criterion.running}
         if all(t is not None for t in kinds.values()) and kinds:
@@ -105,6 +106,28 @@ def load_state_dict(pruner: Pruner, state: Mapping[str, torch.Tensor], metadata:
     if masks:
         whole = {n: _unpack(bits, sizes[n]).view(pruner.parameters[n].shape) for n, bits in masks.items()}
         _take_over(pruner, whole, state)
+
+
+def _refuse_unfit(
+    pruner: Pruner, state: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+) -> None:
+    """Make sure that every tensor of `state` has its place, so that nothing is taken over by halves.
+
+    Raises:
+        CheckpointError: naming one that has not.
+    """
+    numbers: dict[str, int] = {}
+    for name, bits in masks.items():
+        if bits.dtype != torch.uint8 or bits.dim() != 1:
+            raise CheckpointError(f"the mask of {name} must be bytes in a row, found {bits.dtype} {tuple(bits.shape)}")
+        if isinstance(pruner.store, Shadows):
+            numbers[f"shadow.{name}"] = sizes[name] - int(_unpack(bits, sizes[name]).sum())
+    numbers |= {f"{k}.{n}": sizes[n] for n in sizes for k in pruner.plan.criterion.running if f"{k}.{n}" in state}
+    for name, size in numbers.items():
+        found = state.get(name)
+        if found is None or not found.is_floating_point() or found.numel() != size:
+            what = "none" if found is None else f"{found.numel()} of {found.dtype}"
+            raise CheckpointError(f"the checkpoint must hold {size} numbers of {name}, found {what}; train anew")
 
 
 def _take_over(pruner: Pruner, whole: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:

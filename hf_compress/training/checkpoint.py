@@ -72,9 +72,15 @@ def _weight_faults(folder: Path) -> Iterator[str]:
     names = {p.name for p in folder.glob("*.safetensors") if not p.name.endswith("_state.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
         try:
-            names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError):
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             yield f"{index.name} is cut off"
+            continue
+        # Weights lie beside their index and nowhere else.
+        if any(not isinstance(name, str) or Path(name).name != name for name in named):
+            yield f"{index.name} names files outside of the folder"
+            continue
+        names |= named
     if not names:
         yield "the weights (*.safetensors) are missing"
     for name in sorted(names):
@@ -86,10 +92,12 @@ def _is_whole_safetensors(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                return False
             header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         return path.stat().st_size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, struct.error, MemoryError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error):
         return False
 
 
