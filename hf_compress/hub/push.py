@@ -138,9 +138,9 @@ def _check_arguments(repo_id: str, token: str | None) -> None:
 
 
 def _model_folder(folder: Path) -> Path:
-    found = [name for name in ("config.json", "adapter_config.json") if (folder / name).is_file()]
+    found = [name for name in ("config.json", "adapter_config.json") if os.path.isfile(folder / name)]
     if not found:
-        there = "a folder without them" if folder.is_dir() else "no folder"
+        there = "a folder without them" if os.path.isdir(folder) else "no folder"
         raise PushRefusedError(
             f"expected a model folder with config.json or adapter_config.json, found {there}: {folder}; "
             "save the model there first"

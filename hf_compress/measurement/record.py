@@ -39,6 +39,7 @@ class Measurement:
     samples: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        _refuse_types(f"measurement {self.name!r}", self, {"name": str, "unit": str, "conditions": Mapping})
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
             raise RecordError(f"measurement {self.name!r} must be a finite plain number, found {self.value!r}")
         # A numpy float is a float too, and would be dumped as a Python object.
@@ -94,10 +95,14 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        mappings = dict.fromkeys(("environment", "dataset", "method"), Mapping)
+        _refuse_types(f"record of {self.model!r}", self, {"model": str, "command": str, **mappings})
         if self.role not in ROLES:
             raise RecordError(f"role must be one of {', '.join(ROLES)}, found {self.role!r}")
         object.__setattr__(self, "measurements", tuple(self.measurements))
         object.__setattr__(self, "notes", tuple(self.notes))
+        if not all(isinstance(note, str) for note in self.notes):
+            raise RecordError(f"the notes of {self.model!r} must be sentences, found {self.notes!r}")
 
     def get(self, name: str, **conditions: Any) -> Measurement:
         """Return the measurement called `name` whose conditions include the given ones.
@@ -143,6 +148,13 @@ class Record:
             raise RecordError(f"not a record: {error}") from error
 
 
+def _refuse_types(what: str, holder: Any, kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(getattr(holder, name), kind):
+            wanted = "text" if kind is str else "a mapping"
+            raise RecordError(f"{what}: {name} must be {wanted}, found {getattr(holder, name)!r}")
+
+
 def save_record(record: Record, path: str | Path) -> Path:
     """Write `record` as JSON to `path`, whole or not at all.
 
@@ -169,7 +181,7 @@ def load_record(path: str | Path) -> Record:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} holds no record: {error}") from error
     try:
         return Record.from_dict(data)
