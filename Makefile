@@ -4,7 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types slow gpu bench clean
+# What the oldest versions must do: everything that needs neither the exporters' quantizers nor torchao.
+OLDEST ?= tests/test_config.py tests/test_remote_code.py tests/training tests/pruning tests/distillation tests/hub \
+	tests/card tests/report tests/measurement tests/architecture
+OLDEST_VENV ?= .venv-oldest
+OLDEST_STAMP := $(OLDEST_VENV)/.installed
+
+.PHONY: demo test test-oldest lint types slow gpu bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,11 +18,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $(STAMP)
 
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test-oldest]'
+	touch $(OLDEST_STAMP)
+
 demo: $(STAMP)
 	$(BIN)/hf-compress run digits
 
 test: $(STAMP) lint types
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST_STAMP)
+	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,4 +49,4 @@ bench: $(STAMP)
 	$(BIN)/python scripts/bench_trainer.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST_VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -48,12 +48,14 @@ def _prune(arguments: argparse.Namespace) -> None:
     text = read_text(arguments.text)
     from transformers import AutoTokenizer
 
+    from hf_compress.architecture.loading import refusing
     from hf_compress.measurement.load import load_model
     from hf_compress.pruning.oneshot.api import prune_oneshot
     from hf_compress.pruning.oneshot.calibration import Calibration, calibration_batches
     from hf_compress.pruning.oneshot.processes import launched
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
+    with refusing(ConfigError, f"the tokenizer of {arguments.model}"):
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     sizes = {"samples": arguments.samples, "length": arguments.length, "seed": arguments.seed}
     batches = calibration_batches(text, tokenizer, **sizes)
     if config.keep:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hf_compress import inspect_model, measure, quantize, run_recipe
+from hf_compress.cli import main
 from hf_compress.distillation.teacher import load_teacher_model
 
 
@@ -47,3 +48,18 @@ def test_code_in_a_model_folder_never_runs(hostile, tmp_path, monkeypatch, use):
     with pytest.raises((ValueError, RuntimeError, OSError)):
         use(folder)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["inspect MODEL", "shrink MODEL OUT --keep ffn=0.5", "prune MODEL OUT --text x.csv --sparsity 0.5",
+     "quantize MODEL OUT", "export MODEL OUT", "measure MODEL --no-memory", "compare MODEL", "card MODEL MODEL",
+     "push MODEL me/x --dry-run", "inspect MODEL --latency", "push MODEL me/x --quantized MODEL --dry-run"],
+)  # fmt: skip
+def test_no_verb_runs_code_in_a_model_folder(hostile, tmp_path, monkeypatch, command):
+    folder, trace = hostile
+    (tmp_path / "x.csv").write_text("text,label\na,0\nb,1\n")
+    monkeypatch.chdir(tmp_path)
+    main([part.replace("MODEL", str(folder)).replace("OUT", str(tmp_path / "out")) for part in command.split()])
+    assert not trace.exists()
+    assert not (tmp_path / "out").exists()

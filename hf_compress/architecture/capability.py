@@ -20,6 +20,7 @@ from hf_compress.architecture.attention import find_head_axes
 from hf_compress.architecture.capability_text import TITLES, report_lines
 from hf_compress.architecture.cost import forward_macs, forward_milliseconds
 from hf_compress.architecture.kept import width_of
+from hf_compress.architecture.loading import refusing
 from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
 
@@ -162,19 +163,15 @@ def _from_config(source: Any) -> nn.Module:
 
     config = source
     if isinstance(source, (str, os.PathLike)):
-        try:
+        with refusing(ArchitectureError, f"expected the id or folder of a transformers model, and {str(source)!r}"):
             config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ArchitectureError(
-                f"expected the id or folder of a transformers model, found {str(source)!r}: {error}"
-            ) from error
     if not isinstance(config, transformers.PretrainedConfig):
         raise ArchitectureError(
             f"expected a transformers model, a config, or a Hub id or folder, found {type(source).__name__}"
         )
     for name in getattr(config, "architectures", None) or ():
-        model_class = getattr(transformers, name, None)
-        if model_class is not None:
+        model_class = getattr(transformers, str(name), None)
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return _build(model_class, config)
     try:
         with probing.quiet():

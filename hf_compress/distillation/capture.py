@@ -107,7 +107,8 @@ def watched_attention(model: nn.Module) -> Iterator[dict[str, list[tuple[torch.T
     if not found:
         raise UnsupportedError(
             f"relation_weight sees queries, keys and values where transformers calls an attention function, and "
-            f"{type(model).__name__} computes attention in its own way; use hidden_weight or gram_weight"
+            f"{type(model).__name__} computes attention in its own way (T5 does "
+            "before transformers 5.18); use hidden_weight or gram_weight"
         )
 
 

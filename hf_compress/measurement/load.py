@@ -6,15 +6,18 @@ Level: state.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hf_compress.architecture.loading import refusing
 from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement.adapter import ADAPTER_CONFIG, is_adapter, whole_model
 from hf_compress.measurement.environment import default_device
 from hf_compress.measurement.exported import ExportedModule, is_exported, program_files
+from hf_compress.plain import shown
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
                 "or PEFT's merge_and_unload, and save that"
             ) from error
         raise ConfigError(f"{folder} is not a saved model: it has no config.json") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{folder}/config.json must hold a mapping, found {type(config).__name__}")
@@ -56,19 +59,32 @@ def weight_files(folder: str | Path) -> list[Path]:
         return program_files(folder)
     whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
     if whole.is_file():
-        return [whole]
+        return _whole([whole])
     if not index.is_file():
         raise ConfigError(
             f"{folder} has no *.safetensors weights under model.* (no other format is read); save it again"
         )
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{index} is no index of weights: {error}; save the model again") from error
+    # What a folder from elsewhere names must lie in it.
+    if not names or not all(isinstance(n, str) and os.path.basename(n) == n != ".." for n in names):
+        raise ConfigError(f"{index} must name files beside it, found {shown(list(names))}; save the model again")
     files = [Path(folder) / name for name in sorted(names)]
-    missing = [f.name for f in files if not f.is_file()]
+    missing = [shown(f.name) for f in files if not os.path.isfile(f)]
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}, which its index names; copy the whole folder")
+    return _whole(files)
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """Return `files` if each has all the bytes that its header says."""
+    from safetensors import safe_open
+
+    for file in files:
+        with refusing(ConfigError, str(file)), safe_open(str(file), framework="pt"):
+            pass
     return files
 
 
@@ -84,8 +100,10 @@ def model_class(folder: str | Path) -> type[Any]:
     names = read_config(folder).get("architectures")
     if not names:
         raise ConfigError(f"{folder}/config.json names no architectures, so its class is unknown; save it again")
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise ConfigError(f"{folder}/config.json must list names as architectures, found {shown(names)}")
     found = getattr(transformers, names[0], None)
-    if found is None:
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise UnsupportedError(
             f"{folder}: transformers {transformers.__version__} has no class {names[0]!r}; "
             "models with code of their own are not measured"
@@ -111,9 +129,10 @@ def load_model(folder: str | Path, device: str | None = None) -> nn.Module:
     device = device or default_device()
     # bitsandbytes models cannot always be moved after loading, so they are placed while loading.
     placement = {"device_map": {"": device}} if is_quantized(folder) else {}
-    model, info = cls.from_pretrained(
-        str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, **placement
-    )
+    with refusing(ConfigError, str(folder)):
+        model, info = cls.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True, **placement
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         # transformers fills these with random numbers and goes on, so every number measured would be wrong.

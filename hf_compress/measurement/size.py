@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hf_compress.architecture.loading import refusing
+from hf_compress.errors import ConfigError
 from hf_compress.measurement.adapter import adapter_weights, is_adapter, whole_model
 from hf_compress.measurement.exported import is_exported, read_report
 from hf_compress.measurement.load import is_quantized, load_model, model_class, weight_files
@@ -96,7 +98,7 @@ def _with_base(folder: Path) -> list[Measurement]:
 
 def _skeleton(folder: str | Path) -> nn.Module:
     cls = model_class(folder)
-    with torch.device("meta"):
+    with refusing(ConfigError, str(folder)), torch.device("meta"):
         return cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
 
 

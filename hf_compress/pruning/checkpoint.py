@@ -125,7 +125,9 @@ def _refuse_unfit(
     numbers |= {f"{k}.{n}": sizes[n] for n in sizes for k in pruner.plan.criterion.running if f"{k}.{n}" in state}
     for name, size in numbers.items():
         found = state.get(name)
-        if found is None or not found.is_floating_point() or found.numel() != size:
+        kind, _, parameter = name.partition(".")
+        fits = found is not None and found.is_floating_point() and found.numel() == size
+        if found is None or not fits or (kind == "shadow" and found.dtype != pruner.parameters[parameter].dtype):
             what = "none" if found is None else f"{found.numel()} of {found.dtype}"
             raise CheckpointError(f"the checkpoint must hold {size} numbers of {name}, found {what}; train anew")
 

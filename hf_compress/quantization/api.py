@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.heads import head_modules
-from hf_compress.errors import QuantizationError
+from hf_compress.architecture.loading import refusing
+from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.measurement import load
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.output import free_folder, whole_folder
@@ -69,6 +70,7 @@ def quantize(
         raise QuantizationError(f"{config.scheme} is calibrated on samples: give batches, e.g. of calibration_batches")
     source, output = Path(source), free_folder(output)
     model_class = load.model_class(source)
+    load.weight_files(source)
     if load.is_quantized(source):
         raise QuantizationError(f"{source.name} is quantized already; start from its 16- or 32-bit source")
     with whole_folder(output) as part:
@@ -89,13 +91,20 @@ def load_quantized(source: str | Path, config: QuantizationConfig, skip: Sequenc
         config: scheme and options.
         skip: names of all modules to leave alone.
         batches: for schemes that are calibrated.
+
+    Raises:
+        ConfigError: if weights are missing.
+        QuantizationError: if transformers cannot load or quantize it.
     """
     scheme = scheme_of(config)
     dtype = {} if config.dtype is None else {"dtype": getattr(torch, config.dtype)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load.model_class(source).from_pretrained(
-        source, quantization_config=scheme(config, skip, batches), device_map={"": device}, **dtype
-    )
+    options = {"quantization_config": scheme(config, skip, batches), "device_map": {"": device}, **dtype}
+    with refusing(QuantizationError, str(source)):
+        model, info = load.model_class(source).from_pretrained(source, output_loading_info=True, **options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigError(f"{source} lacks {len(missing)} weights, for example {missing[0]}; save the model again")
     if scheme.is_calibrated:
         # The samples would be written into config.json.
         model.config.quantization_config.dataset = model.config.quantization_config.tokenizer = None
@@ -110,7 +119,7 @@ def modules_to_skip(model_class: Any, source: Path, config: QuantizationConfig, 
     """
     from transformers import AutoConfig
 
-    with torch.device("meta"):
+    with refusing(ConfigError, str(source)), torch.device("meta"):
         skeleton = model_class(AutoConfig.from_pretrained(source, trust_remote_code=False))
     fit, unfit = layers_by_fit(skeleton, config, scheme)
     if not fit:

@@ -129,7 +129,7 @@ def load_raw(task: TaskConfig) -> Any:
         DataError: if it is not found or cannot be loaded.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
         if task.files:
@@ -137,7 +137,8 @@ def load_raw(task: TaskConfig) -> Any:
         return load_dataset(task.dataset, task.dataset_config, revision=task.revision)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataError(f"the dataset {task.dataset or dict(task.files)} was not found: {error}") from error
-    except ValueError as error:  # an unknown configuration name, or files without any row
+    # An unknown configuration name, files without any row, or with values of no common type.
+    except (ValueError, DatasetGenerationError) as error:
         raise DataError(f"the dataset {task.dataset or dict(task.files)} cannot be loaded: {error}") from error
 
 

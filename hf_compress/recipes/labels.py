@@ -11,6 +11,9 @@ from typing import Any
 
 from hf_compress.errors import DataError
 
+# A head has a row for each id up to the largest, whether it occurs or not.
+_MOST_CLASSES = 100_000
+
 
 def class_labels(rows: Mapping[str, Any], column: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the splits with class ids in `column`, and the names of the classes in their order.
@@ -42,6 +45,11 @@ def class_labels(rows: Mapping[str, Any], column: str) -> tuple[dict[str, Any], 
         raise DataError(
             f"column {column!r} must hold class ids (whole numbers from 0; datasets' ClassLabel also names them) or "
             f"names of classes, found {sorted(found, key=str)[:5]}"
+        )
+    if max(found) >= _MOST_CLASSES:
+        raise DataError(
+            f"column {column!r} must hold class ids below {_MOST_CLASSES}, found {max(found)}; "
+            "number the classes from 0"
         )
     return dict(rows), tuple(str(i) for i in range(max(found) + 1))
 

@@ -35,6 +35,9 @@ def load_texts(task: TaskConfig) -> Splits:
         require_columns(loaded[chosen], (column,), name)
         # A file of lines lost its line ends in loading.
         is_lines = any(str(f).endswith(".txt") for f in task.files.values())
+        odd = [text for text in loaded[chosen][column] if not isinstance(text, str)]
+        if odd:
+            raise DataError(f"column {column!r} of the {name} split must hold text, found {odd[0]!r}")
         rows[name] = [f"{text}\n" if is_lines else text for text in loaded[chosen][column]]
     for name in ("test", "validation"):
         if name not in rows:

@@ -156,6 +156,8 @@ def test_masked_language_models_in_mixed_precision_learn_the_same_in_chunks(tmp_
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}, {}])
 def test_whole_runs_agree(tmp_path, options):
+    if "torch_compile" in options:
+        tiny.needs_compile()
     rates = {"learning_rate": 0.1, "optim": "sgd", "gradient_accumulation_steps": 2, **options}
     found = []
     for size in (0, 3):

@@ -52,6 +52,7 @@ def test_options_of_the_trainer(tmp_path, model, arguments):
 
 
 def test_torch_compile(tmp_path):
+    tiny.needs_compile()
     found = sparsities(trained(tmp_path, torch_compile=True, torch_compile_backend="eager"))
     assert found == sparsities(trained(tmp_path))
 
