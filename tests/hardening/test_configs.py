@@ -20,6 +20,8 @@ for file in Path(hf_compress.__file__).parent.rglob("config.py"):
     importlib.import_module(".".join(["hf_compress", *parts]))
 CONFIGS = sorted((c for c in Options.__subclasses__() if c.__module__.startswith("hf_compress")), key=str)
 NEEDED = {
+    "BudgetConfig": {"max_bytes": 0.5},
+    "SweepConfig": {"space": {"stages.a.source": ["b"]}},
     "CardInfo": {"model_name": "x"},
     "CompressionConfig": {"pruning": {}},
     "OneShotConfig": {"sparsity": 0.5},
@@ -53,7 +55,7 @@ def finite(data):
 
 
 def test_all_configs_are_tried():
-    assert len(CONFIGS) == 15
+    assert len(CONFIGS) == 17
     assert all(cls.from_dict(NEEDED.get(cls.__name__, {})) for cls in CONFIGS)
 
 

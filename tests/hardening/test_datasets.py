@@ -37,8 +37,8 @@ def test_any_labels_are_class_ids_or_refused(rows):
 
 @pytest.mark.parametrize(
     ("rows", "header"),
-    [([], ("text", "label")), ([("a", "0")], ("label", "text")), ([("a", "-1")], ("text", "label")),
-     ([("a", "nan")], ("text", "label")), ([("a", "cat")], ("text", "label")), ([("a", "0")], ("x", "y")),
+    [([], ("text", "label")), ([("a", "-1")], ("text", "label")),
+     ([("a", "nan")], ("text", "label")), ([("a", "0")], ("x", "y")),
      ([("a", str(2**31))], ("text", "label")), ([("a", "0"), ("b", "")], ("text", "label"))],
 )  # fmt: skip
 def test_labels_that_are_no_class_ids_are_refused(rows, header, tmp_path):
