@@ -81,8 +81,7 @@ def watched_attention(model: nn.Module) -> Iterator[dict[str, list[tuple[torch.T
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    kind = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
-    known = ALL_ATTENTION_FUNCTIONS.get(kind)
+    known = {kind: ALL_ATTENTION_FUNCTIONS.get(kind) for kind in _attention_kinds(model)}
     has_two = bool(getattr(model.config, "is_encoder_decoder", False))
     stacks = {id(m): _stack_of(name) if has_two else "" for name, m in model.named_modules()}
     found: dict[str, list[tuple[torch.Tensor, ...]]] = {}
@@ -94,21 +93,23 @@ def watched_attention(model: nn.Module) -> Iterator[dict[str, list[tuple[torch.T
         # Cross-attention relates two texts; another model may run at the same time.
         if stack is not None and query.shape[2] == key.shape[2]:
             found.setdefault(stack, []).append(tuple(t.transpose(1, 2).flatten(2) for t in (query, key, value)))
-        return (known or _eager_of(module))(module, query, key, value, *a, **k)
+        own = known[_kind_of(module) if _kind_of(module) in known else _kind_of(model)]
+        return (own or _eager_of(module))(module, query, key, value, *a, **k)
 
-    ALL_ATTENTION_FUNCTIONS[kind] = watching
+    for kind in known:
+        ALL_ATTENTION_FUNCTIONS[kind] = watching
     try:
         yield found
     finally:
-        if known is not None:
-            ALL_ATTENTION_FUNCTIONS[kind] = known
-        else:
-            del ALL_ATTENTION_FUNCTIONS[kind]
+        for kind, function in known.items():
+            if function is not None:
+                ALL_ATTENTION_FUNCTIONS[kind] = function
+            else:
+                del ALL_ATTENTION_FUNCTIONS[kind]
     if not found:
         raise UnsupportedError(
             f"relation_weight sees queries, keys and values where transformers calls an attention function, and "
-            f"{type(model).__name__} computes attention in its own way (T5 does "
-            "before transformers 5.18); use hidden_weight or gram_weight"
+            f"{type(model).__name__} computes attention in its own way; use hidden_weight or gram_weight"
         )
 
 
@@ -119,10 +120,22 @@ def _eager_of(module: nn.Module) -> Any:
 
 def use_eager_attention(model: nn.Module) -> bool:
     """Switch `model` to eager attention, the only one that returns its maps; say whether it was another before."""
-    if getattr(getattr(model, "config", None), "_attn_implementation", "eager") == "eager":
+    if _attention_kinds(model) == {"eager"}:
         return False
     model.set_attn_implementation("eager")
+    for part in model.modules():
+        # Of models with two stacks transformers 5.17 switches the outer config only.
+        if _kind_of(part) != "eager" and hasattr(part, "set_attn_implementation"):
+            part.set_attn_implementation("eager")
     return True
+
+
+def _attention_kinds(model: nn.Module) -> set[str]:
+    return {_kind_of(part) for part in model.modules() if part is model or hasattr(part, "config")}
+
+
+def _kind_of(module: nn.Module) -> str:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
 
 
 def _stack_of(name: str) -> str | None:

@@ -7,7 +7,6 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import MPNetConfig, MPNetForSequenceClassification
-from transformers.models.t5 import modeling_t5
 
 from hf_compress import DistillationConfig, DistillationTrainer
 from hf_compress.distillation import features
@@ -20,13 +19,6 @@ CASES = {
     "vit": (tiny.vit, tiny.images),
     "t5": (lambda seed=0, **k: tiny.t5(seed), tiny.tagged),
 }
-T5 = pytest.param(
-    "t5",
-    marks=pytest.mark.skipif(
-        not hasattr(modeling_t5, "ALL_ATTENTION_FUNCTIONS"),
-        reason="relation_weight needs T5's attention function, from transformers 5.18 on",
-    ),
-)
 
 
 def trainer_of(folder, case="bert", config=None, teacher=None, student=None, **arguments):
@@ -40,7 +32,7 @@ def trainer_of(folder, case="bert", config=None, teacher=None, student=None, **a
     )
 
 
-@pytest.mark.parametrize("case", ["bert", "llama", "vit", T5])
+@pytest.mark.parametrize("case", list(CASES))
 def test_each_term_is_logged_and_the_loss_is_their_weighted_sum(tmp_path, case):
     trainer = trainer_of(tmp_path, case, max_steps=3, learning_rate=0.0)
     trainer.train()
@@ -80,7 +72,7 @@ def test_hidden_and_relation_terms_are_those_of_the_mapped_layers(tmp_path):
     assert logged["relation_loss"] == pytest.approx(float(relation.detach()), rel=1e-4)
 
 
-@pytest.mark.parametrize("case", ["bert", "llama", T5])
+@pytest.mark.parametrize("case", ["bert", "llama", "t5"])
 def test_accumulation_does_not_change_the_gradient(tmp_path, case):
     norms = []
     for size, steps in ((8, 1), (2, 4)):
@@ -174,7 +166,7 @@ def mpnet(seed):
     return MPNetForSequenceClassification(MPNetConfig(vocab_size=50, max_position_embeddings=20, **tiny.WIDTH))
 
 
-@pytest.mark.parametrize("case", ["bert", "llama", "vit", T5])
+@pytest.mark.parametrize("case", ["bert", "llama", "vit", "t5"])
 def test_relations_are_the_same_under_eager_and_sdpa_attention(tmp_path, case):
     found = []
     for kind in ("eager", "sdpa"):
