@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_compress.config import CompressionConfig
-from hf_compress.errors import ConfigError
+from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement.record import Record
 from hf_compress.options import read_data_file
 from hf_compress.output import free_folder
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.task import Task
 from hf_compress.recipes.tasks import build_task
+from hf_compress.training.setup import is_zero3
 
 # Options of a script -> section and option of a CompressionConfig.
 _FLAGS = {
@@ -188,6 +189,11 @@ def run(trainer: Any, task: Task, options: ScriptOptions) -> dict[str, dict[str,
     output = Path(trainer.args.output_dir)
     measures, is_main = options.measure or trainer.args.push_to_hub, trainer.is_world_process_zero()
     results = {}
+    if is_zero3():
+        raise UnsupportedError(
+            "the model is measured before and after training, which needs whole weights: ZeRO stage 3 has shared them "
+            "out; take ZeRO stage 2 or FSDP 2"
+        )
     if is_main:
         results["start"] = task.evaluate(trainer.model)
         if measures:

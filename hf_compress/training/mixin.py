@@ -28,7 +28,7 @@ from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
-from hf_compress.training.setup import check_arguments, push_without_training_state, refuse_empty
+from hf_compress.training.setup import check_arguments, push_without_training_state, refuse_empty, refuse_zero3
 from hf_compress.training.unlabeled import unlabeled_batches
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
@@ -81,6 +81,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self._restore = self._pruning_callback or RestoreWeights()
         self.add_callback(self._restore)
         if compression.distillation is not None:
+            refuse_zero3()
             self._objective = make_objective(
                 compression.distillation, teacher, self.model, self.args.device, self.processing_class
             )

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from hf_compress.errors import SparsityError
 from hf_compress.imports import is_available
 from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.environment import environment
-from hf_compress.measurement.load import read_config
+from hf_compress.measurement.load import load_model, read_config
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
 from hf_compress.output import free_folder, whole_folder
@@ -29,6 +30,7 @@ from hf_compress.pruning.adapters import merge_adapter
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.pruning.stores import check_zeros
+from hf_compress.training.setup import is_zero3
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +83,28 @@ def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
         folders["quantized"] = output / "quantized"
     # All ranks have looked before one writes, and none goes on before it is there.
     trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        _write_compressed(trainer, output)
+    with _gathered(trainer, output) as model:
+        if trainer.is_world_process_zero():
+            _write_compressed(trainer, model, output)
     trainer.accelerator.wait_for_everyone()
     return folders
+
+
+@contextlib.contextmanager
+def _gathered(trainer: Any, output: Path) -> Iterator[Any]:
+    """Yield the model with whole weights; where processes share them, one that the main process reads back."""
+    if not trainer.is_fsdp_enabled and not is_zero3():
+        yield trainer.accelerator.unwrap_model(trainer.model)
+        return
+    whole = output.with_name(f".{output.name}.whole")
+    # The Trainer puts the weights together; every process takes part.
+    trainer.save_model(str(whole), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    try:
+        yield load_model(whole, "cpu") if trainer.is_world_process_zero() else None
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(whole, ignore_errors=True)
 
 
 def _is_adapter_on_codes(trainer: Any) -> bool:
@@ -102,12 +122,11 @@ def _write_adapter(trainer: Any, output: Path) -> dict[str, Path]:
     return {"adapter": output / "adapter"}
 
 
-def _write_compressed(trainer: Any, output: Path) -> None:
+def _write_compressed(trainer: Any, model: Any, output: Path) -> None:
     from hf_compress.architecture.shrink import shrink
     from hf_compress.quantization.api import quantize
 
     config = trainer.compression
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = merge_adapter(copy.deepcopy(model))
     if trainer.pruner is not None and trainer.pruner.plan.structure.removable:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress.config import CompressionConfig
-from hf_compress.errors import ConfigError, DataError
+from hf_compress.errors import ConfigError, DataError, UnsupportedError
 from hf_compress.quantization.schemes import usable_scheme
 from hf_compress.training.background import BackgroundPush
 
@@ -66,6 +66,26 @@ def push_without_training_state(trainer: Any) -> None:
     repo_id = trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).absolute().name
     options = {"private": trainer.args.hub_private_repo, "revision": trainer.args.hub_revision}
     trainer.add_callback(BackgroundPush(repo_id, trainer.args.hub_token, options))
+
+
+def is_zero3() -> bool:
+    """Say whether DeepSpeed shares out the weights."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
+
+
+def refuse_zero3() -> None:
+    """Refuse what cannot work where weights are shared out as they are loaded.
+
+    Raises:
+        UnsupportedError: under DeepSpeed ZeRO stage 3.
+    """
+    if is_zero3():
+        raise UnsupportedError(
+            "DeepSpeed ZeRO stage 3 shares out the weights of every model as it is loaded, the teacher's too, and "
+            "puts only the student's together again; distil under ZeRO stage 2, FSDP 2 or DistributedDataParallel"
+        )
 
 
 def refuse_empty(dataset: Any) -> None:

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("two_process.py")
 ALONE = [sys.executable]
@@ -60,6 +62,10 @@ def test_fsdp_shards_train_as_one_process_does_and_resume_bit_for_bit(tmp_path):
     run(TORCHRUN, two, "4", what, "resume")
     saved = [(two / name / "model.safetensors").read_bytes() for name in ("finalfsdp", "finalresume")]
     assert saved[0] == saved[1]
+    whole, again = (load_file(two / name / "model.safetensors") for name in ("finalfsdp", "compressed/model"))
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not list(two.glob(".*.whole"))
 
 
 @pytest.mark.parametrize(("chunk_size", "mode"), [("0", "replicas"), ("3", "replicas"), ("0", "fsdp"), ("3", "fsdp")])
@@ -106,3 +112,29 @@ def test_what_cannot_be_pruned_in_shards_is_refused(tmp_path):
     ):
         with pytest.raises(UnsupportedError, match=reason):
             refuse_sharding(found)
+
+
+def test_distillation_under_zero3_is_refused_before_the_teacher_is_loaded(tmp_path, monkeypatch):
+    from hf_compress import DistillationConfig, DistillationTrainer
+    from hf_compress.errors import UnsupportedError
+
+    monkeypatch.setattr("hf_compress.training.setup.is_zero3", lambda: True)
+    with pytest.raises(UnsupportedError, match="ZeRO stage 2"):
+        DistillationTrainer(
+            tiny.bert(), tiny.arguments(tmp_path), distillation=DistillationConfig(), teacher="nowhere/at-all"
+        )
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "scripts" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_configurations_for_accelerate_are_read_as_they_are_meant(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "multi_node": "MULTI_GPU", "fsdp2": "FSDP", "single_gpu": "NO"}
+    assert config.distributed_type.value == kind.get(path.stem, "DEEPSPEED")
+    assert config.num_processes >= 1
+    assert (config.num_machines > 1) == (path.stem == "multi_node")
+    assert config.fsdp_config.get("fsdp_version") == (2 if path.stem == "fsdp2" else None)
+    assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(path.stem)

@@ -60,6 +60,8 @@ def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
     )
     trainer.train(resume_from_checkpoint=f"{output}/checkpoint-3" if mode == "resume" else None)
     trainer.save_model(f"{output}/final{mode}")
+    if mode == "fsdp":
+        trainer.save_compressed(f"{output}/compressed")
     logs = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history]
     weights = {} if is_sharded else trainer.model.state_dict()
     result = {"weights": weights, "masks": dict(trainer.pruner.masks), "logs": logs, "sharded": is_dtensor(trainer)}
