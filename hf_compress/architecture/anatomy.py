@@ -89,12 +89,7 @@ def probe(model: nn.Module) -> Anatomy:
     Raises:
         ArchitectureError: if `model` has no config or cannot be built from it.
     """
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "to_dict"):
-        raise ArchitectureError(
-            f"expected a transformers model with a config, found {type(model).__name__}; a plain module has no config "
-            "that could say its smaller shape"
-        )
+    config = probing.config_of(model)
     key = (type(model), json.dumps(config.to_dict(), sort_keys=True, default=str))
     if key not in _CACHE:
         while len(_CACHE) >= _CACHE_SIZE:

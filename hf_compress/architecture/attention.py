@@ -87,7 +87,7 @@ def head_axes(model: Any) -> tuple[Axis, ...]:
 
 def find_head_axes(model: Any) -> tuple[Axis, ...] | str:
     """Return the axes as `head_axes` does, or the reason why there is none."""
-    key = (type(model), json.dumps(model.config.to_dict(), sort_keys=True, default=str))
+    key = (type(model), json.dumps(probing.config_of(model).to_dict(), sort_keys=True, default=str))
     if key not in _CACHE:
         while len(_CACHE) >= _CACHE_SIZE:
             _CACHE.pop(next(iter(_CACHE)))

@@ -102,7 +102,8 @@ def refuse_unsuitable(model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ArchitectureError(
             f"expected a transformers PreTrainedModel, found {type(model).__name__}; pass the model inside it (for "
-            "DataParallel .module, for torch.compile ._orig_mod)"
+            "DataParallel .module, for torch.compile ._orig_mod), and make a plain module a PreTrainedModel whose "
+            "config has its sizes"
         )
     is_foreign = any(type(m).__module__.startswith("bitsandbytes") for m in model.modules())
     if is_foreign or getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):

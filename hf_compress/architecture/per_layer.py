@@ -148,7 +148,7 @@ def save_per_layer(model: Any, folder: str | os.PathLike[str]) -> Path:
     Raises:
         ArchitectureError: if the model has one size for all layers, or no Auto class.
     """
-    if not getattr(model.config, FIELD, None):
+    if not getattr(probing.config_of(model), FIELD, None):
         raise ArchitectureError(f"expected a model with {FIELD} in its config, found none; use model.save_pretrained")
     parent, folder = type(model).__name__, Path(folder)
     name = f"PerLayer{parent}"

@@ -63,6 +63,22 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def config_of(model: Any) -> Any:
+    """Return the config of a transformers model.
+
+    Raises:
+        ArchitectureError: if `model` has none.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        raise ArchitectureError(
+            f"expected a transformers model with a config, found {type(model).__name__}; a plain module has no config "
+            "that could say its smaller shape: make it a PreTrainedModel whose config has its sizes, or prune single "
+            "weights, N:M, blocks, rows or columns"
+        )
+    return config
+
+
 def build(model_class: type, config: Any, device: torch.device | str = "meta") -> Any:
     """Return `model_class(config)` on `device` with weights tied but not initialised; the config is copied."""
     from transformers.initialization import no_init_weights

@@ -39,7 +39,7 @@ def find_width_axes(model: Any) -> tuple[tuple[Axis, ...], dict[str, str]]:
     Args:
         model: only its class and config are looked at.
     """
-    key = (type(model), json.dumps(model.config.to_dict(), sort_keys=True, default=str))
+    key = (type(model), json.dumps(probing.config_of(model).to_dict(), sort_keys=True, default=str))
     if key not in _CACHE:
         while len(_CACHE) >= _CACHE_SIZE:
             _CACHE.pop(next(iter(_CACHE)))

@@ -19,7 +19,7 @@ from hf_compress.distillation.cached import StoredOutputs, fingerprint_model
 from hf_compress.distillation.config import CacheConfig
 from hf_compress.distillation.teacher import LABELS, Teacher, has_vocabulary_head, load_teacher_model
 from hf_compress.distillation.tokens import fingerprint, vocabulary
-from hf_compress.errors import DataError
+from hf_compress.errors import DataError, TeacherError
 
 # More classes than this are stored by their largest and a sample.
 _MANY_CLASSES = 1024
@@ -55,6 +55,7 @@ def cache_teacher(
     Raises:
         CheckpointError: if `folder` holds something else, or a cache with other settings.
         DataError: if `dataset` is empty or has no column that the teacher takes.
+        TeacherError: if the teacher is a plain module, without a config.
     """
     config = config or CacheConfig()
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -62,6 +63,11 @@ def cache_teacher(
     if len(dataset) == 0:
         raise DataError("the dataset is empty; expected at least one row")
     model = teacher if isinstance(teacher, torch.nn.Module) else load_teacher_model(teacher)
+    if getattr(model, "config", None) is None:
+        raise TeacherError(
+            f"a cache says which labels its logits are of, and {type(model).__name__} has no config that says it; "
+            "pass the model itself as teacher"
+        )
     settings = _settings(model, processing_class, len(dataset))
     top_k = config.top_k or (32 if settings["classes"] > _MANY_CLASSES else 0)
     if top_k:

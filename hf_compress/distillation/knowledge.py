@@ -183,10 +183,8 @@ def _layers(config: Any) -> int:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     count = getattr(text, "num_hidden_layers", None)
     if not isinstance(count, int):
-        raise TeacherError(
-            f"the config of {type(config).__name__} does not say how many layers there are, so layers cannot be "
-            "mapped; distil logits only"
-        )
+        whose = "a plain module has no config that says" if config is None else f"{type(config).__name__} does not say"
+        raise TeacherError(f"{whose} how many layers there are, so layers cannot be mapped; distil logits only")
     return count
 
 

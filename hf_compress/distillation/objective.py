@@ -202,7 +202,9 @@ class DistillationObjective:
             )
         if self._order is not None:
             teacher_logits = teacher_logits[..., self._order.to(teacher_logits.device)]
-        return student_logits, teacher_logits
+        # One number a sample is a column of them.
+        is_flat = self.alignment == ROWS and student_logits.dim() == teacher_logits.dim() == 1
+        return (student_logits[:, None], teacher_logits[:, None]) if is_flat else (student_logits, teacher_logits)
 
     def _logit_term(
         self, outputs: Any, expected: Any, inputs: Mapping[str, torch.Tensor], progress: float
@@ -211,7 +213,7 @@ class DistillationObjective:
         positions = valid_positions(inputs, self.alignment)
         if self.alignment == SPANS:
             return self._spans(outputs, expected, inputs, positions, divergence)
-        if "sparse" in expected:
+        if isinstance(expected, Mapping) and "sparse" in expected:
             return self._sparse_term(logits_of(outputs), expected, positions)
         student_logits, teacher_logits = self._logits(outputs, expected)
         self._check_shapes(positions, student_logits, teacher_logits)
@@ -261,8 +263,6 @@ class DistillationObjective:
         return total, int(positions.sum())
 
     def _check_shapes(self, positions: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> None:
-        if self.alignment == ROWS and student.dim() == 1 and teacher.dim() == 1:
-            return
         if student.shape[:-1] != positions.shape or teacher.shape[:-1] != positions.shape:
             expected = (*positions.shape, student.shape[-1])
             raise TeacherError(

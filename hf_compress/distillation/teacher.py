@@ -113,11 +113,18 @@ def load_teacher_model(source: str | Path, precision: str = "", device_map: str 
         device_map: "", or as in `from_pretrained`: auto, balanced, sequential, a device.
 
     Raises:
-        TeacherError: if the config names no class of transformers.
+        TeacherError: if there is no config, or it names no class of transformers.
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        # What a Trainer saves of a plain module has no config.
+        raise TeacherError(
+            f"the teacher {Path(source).name!r} is no model of transformers: {str(error).splitlines()[0]}; load the "
+            "model yourself and pass it as teacher"
+        ) from error
     names = config.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
     if model_class is None:
@@ -166,6 +173,9 @@ def check_labels(student: Any, labels: dict[int, str], vocabulary: int | None) -
         labels: the teacher's, by number.
         vocabulary: size of the teacher's, if it is a language model.
     """
+    if getattr(student, "config", None) is None:
+        # A plain module says nothing of its labels.
+        return None
     if not has_vocabulary_head(student):
         return _label_order(dict(student.config.id2label), labels)
     ours = student.config.get_text_config().vocab_size

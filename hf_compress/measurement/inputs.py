@@ -36,10 +36,10 @@ def dummy_inputs(
         raise ConfigError(f"batch_size and length must be at least 1, found {batch_size} and {length}")
     kind = getattr(model, "main_input_name", None)
     makers = {"input_ids": _text, "pixel_values": _images, "input_values": _audio}
-    if kind not in makers:
+    if kind not in makers or getattr(model, "config", None) is None:
         raise UnsupportedError(
-            f"{type(model).__name__}: there are dummy inputs for {', '.join(makers)}, not for {kind}; "
-            "call measure_latency with inputs of your own"
+            f"{type(model).__name__}: inputs are made up from a config, for {', '.join(makers)}, not for {kind}; "
+            "give inputs of your own (measure: inputs=, export: batches=)"
         )
     inputs = makers[kind](model, batch_size, length, torch.Generator().manual_seed(seed))
     first = next(model.parameters())
@@ -47,6 +47,27 @@ def dummy_inputs(
         name: t.to(first.device, floating_dtype(model) if t.is_floating_point() else None)
         for name, t in inputs.items()
     }
+
+
+def sized_inputs(
+    model: nn.Module, batch_size: int, length: int | None = None, sample: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the rows of `sample`, repeated to `batch_size`, on the device of `model`; without one, `dummy_inputs`."""
+    if sample is None:
+        return dummy_inputs(model, batch_size, length)
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return {name: t[torch.arange(batch_size) % len(t)].to(place) for name, t in sample.items()}
+
+
+def check_sample(sample: Any) -> None:
+    """Make sure that `sample` is a batch.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    tensors = list(sample.values()) if isinstance(sample, Mapping) else []
+    if not tensors or not all(isinstance(t, torch.Tensor) and t.dim() and len(t) for t in tensors):
+        raise ConfigError("inputs must be a batch: a mapping of names to tensors with at least one row each")
 
 
 def describe_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -37,7 +37,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
                 f"expected a whole model, found an adapter in {folder}; merge it into its base, with `merge_adapter` "
                 "or PEFT's merge_and_unload, and save that"
             ) from error
-        raise ConfigError(f"{folder} is not a saved model: it has no config.json") from error
+        raise ConfigError(
+            f"{folder} is not a saved model: it has no config.json; a plain module, of which only weights are saved, "
+            "is measured and exported in memory, as an object"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -106,7 +109,7 @@ def model_class(folder: str | Path) -> type[Any]:
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
         raise UnsupportedError(
             f"{folder}: transformers {transformers.__version__} has no class {names[0]!r}; "
-            "models with code of their own are not measured"
+            "load a model with code of its own yourself, and measure the object"
         )
     return found
 
@@ -163,4 +166,7 @@ def load_measured(folder: str | Path, device: str | None = None) -> nn.Module:
 
 def is_quantized(folder: str | Path) -> bool:
     """Say whether the config of a saved model declares quantized weights."""
+    if is_exported(folder):
+        # Whatever its config says is of the model that it was made from; there may be none.
+        return False
     return bool(read_config(folder).get("quantization_config"))

@@ -9,7 +9,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +25,12 @@ from hf_compress.measurement.record import Measurement
 
 
 def measure_peak_memory(
-    folder: str | Path, batch_size: int = 1, *, length: int | None = None, device: str | None = None
+    folder: str | Path,
+    batch_size: int = 1,
+    *,
+    length: int | None = None,
+    device: str | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Measurement]:
     """Measure the peak memory and the time of loading a saved model, and of one forward pass, in a fresh process.
 
@@ -34,6 +42,7 @@ def measure_peak_memory(
         batch_size: examples in the forward pass.
         length: as in `dummy_inputs`.
         device: "cpu" or "cuda"; None takes the GPU if there is one.
+        inputs: a batch of the model, whose rows are repeated to `batch_size`; None makes up one.
 
     Returns:
         "peak_memory" in bytes, and "load_time" in seconds, with the libraries imported and the files in the cache of
@@ -43,34 +52,40 @@ def measure_peak_memory(
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
         UnsupportedError: if the process fails, with the last line that it wrote.
     """
+    from safetensors.torch import save_file
+
     whole = whole_model(folder)
     if not is_exported(whole):
         model_class(whole)
     weight_files(whole)
     device = device or default_device()
-    request = {
+    request: dict[str, Any] = {
         "folder": str(Path(folder).resolve()),
         "batch_size": batch_size,
         "length": length,
         "device": device,
         "threads": torch.get_num_threads(),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_compress.measurement.memory_worker", json.dumps(request)],
-        capture_output=True,
-        text=True,
-        # So that the worker finds what this process finds, installed or not.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
+    with tempfile.TemporaryDirectory() as place:
+        if inputs is not None:
+            request["sample"] = str(Path(place) / "inputs.safetensors")
+            save_file({name: t.detach().cpu().contiguous() for name, t in inputs.items()}, request["sample"])
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_compress.measurement.memory_worker", json.dumps(request)],
+            capture_output=True,
+            text=True,
+            # So that the worker finds what this process finds, installed or not.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UnsupportedError(
             f"the memory of {folder} could not be measured: its process ended with code {done.returncode}: {last}"
         )
     answer = json.loads(done.stdout.strip().splitlines()[-1])
-    conditions = {"batch_size": batch_size, "device": device, "threads": request["threads"], **answer["conditions"]}
-    place = {"device": device, "threads": request["threads"]}
+    where = {"device": device, "threads": request["threads"]}
+    conditions = {"batch_size": batch_size, **where, **answer["conditions"]}
     return [
         Measurement("peak_memory", answer["bytes"], "bytes", conditions),
-        Measurement("load_time", answer["seconds"], "s", place),
+        Measurement("load_time", answer["seconds"], "s", where),
     ]

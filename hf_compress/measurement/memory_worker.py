@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from hf_compress.measurement.adapter import is_adapter, whole_model
 from hf_compress.measurement.exported import is_exported
-from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
+from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype, sized_inputs
 from hf_compress.measurement.load import is_quantized, load_measured, load_model, model_class
 
 
-def peak_of(folder: str, batch_size: int, length: int | None, device: str) -> dict[str, Any]:
+def peak_of(folder: str, batch_size: int, length: int | None, device: str, sample: str = "") -> dict[str, Any]:
     """Load the model and run one forward pass; return the peak memory, the time to load and the conditions."""
     _warm_up(folder)
+    rows = load_file(sample) if sample else None
     before = _resident_bytes()
     begin = time.perf_counter()
     model = load_measured(folder, device)
     seconds = time.perf_counter() - begin
-    inputs = dummy_inputs(model, batch_size, length)
+    inputs = sized_inputs(model, batch_size, length, rows)
     with torch.inference_mode():
         model(**inputs)
     _touch(model)

@@ -32,13 +32,19 @@ def describe_parts(folder: str | Path) -> dict[str, Any]:
     """
     whole = whole_model(folder)
     files = [*weight_files(whole), *([adapter_weights(folder)] if is_adapter(folder) else [])]
-    found: dict[str, Any] = {"files": {f.name: f.stat().st_size for f in files}}
     if is_exported(whole):
-        return found
-    found["part_bytes"] = _part_bytes(files)
-    if not is_quantized(whole):
-        found["layers"] = _layers(files)
-    return found
+        return {"files": _sizes(files)}
+    return describe_weights(files, with_layers=not is_quantized(whole))
+
+
+def describe_weights(files: list[Path], with_layers: bool = True) -> dict[str, Any]:
+    """Return what safetensors files consist of, as `describe_parts`; "layers" only if asked for."""
+    found: dict[str, Any] = {"files": _sizes(files), "part_bytes": _part_bytes(files)}
+    return {**found, "layers": _layers(files)} if with_layers else found
+
+
+def _sizes(files: list[Path]) -> dict[str, int]:
+    return {f.name: f.stat().st_size for f in files}
 
 
 def _part_bytes(files: list[Path]) -> dict[str, int]:

@@ -64,6 +64,11 @@ def quantize(
         QuantizationError: if an option is not for the scheme, samples are missing, the model is quantized already,
             has no linear layer to quantize, or loads back differently. Nothing is written then.
     """
+    if isinstance(source, nn.Module):
+        raise QuantizationError(
+            f"quantize takes the folder of a transformers model, found a {type(source).__name__} in memory; save it "
+            "with save_pretrained, or give it to export, which takes plain modules too"
+        )
     config = config or QuantizationConfig()
     scheme = usable_scheme(config)
     if scheme.is_calibrated and not batches:

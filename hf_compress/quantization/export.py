@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError
+from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError, UnsupportedError
 from hf_compress.imports import is_available, require
 from hf_compress.measurement import load
 from hf_compress.measurement.exported import REPORT, ExportedModule, is_exported
 from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.measurement.objects import evaluating
 from hf_compress.output import free_folder, whole_folder
 from hf_compress.quantization.api import copy_companions
 from hf_compress.quantization.aware import as_codes
@@ -50,7 +51,8 @@ def export(
     leave `quantization` out then.
 
     Args:
-        model: a plain transformers model, or the folder of one; a model of your own code as an object.
+        model: a plain transformers model, or the folder of one; a model of your own code, or any `nn.Module` that
+            takes tensors by name, as an object; without a config there must be `batches`.
         format: "onnx", "openvino" or "executorch".
         output: folder to make; it must not exist or be empty.
         quantization: None; "dynamic", 8-bit weights, and activations rounded as they come; "static", 8-bit weights
@@ -68,19 +70,17 @@ def export(
         DataError: if "static" has no batches.
         MissingDependencyError: if a package is missing, with the line that installs it.
         QuantizationError: if the model is quantized already, or the result too far from it; nothing is written then.
+        UnsupportedError: if no inputs can be made up for the model, and there are no `batches`; or if it returns a
+            class of its own.
     """
     kind = _checked(format, quantization, batches)
     output = free_folder(output)
     source = _source(model)
     samples = [{n: t for n, t in batch.items() if n != "labels"} for batch in batches]
     with whole_folder(output) as part:
-        was_training = source.training
-        try:
-            # NNCF prints its progress to where results are printed.
-            with contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):
-                report = _write(source.eval(), kind(quantization, samples), samples, part)
-        finally:
-            source.train(was_training)
+        # NNCF prints its progress to where results are printed.
+        with evaluating(source), contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):
+            report = _write(source, kind(quantization, samples), samples, part)
         report = {"format": format, "quantization": quantization, "samples": _count(samples, quantization), **report}
         report["tolerance"] = _TOLERANCES[quantization] if tolerance is None else tolerance
         _check(report)
@@ -135,12 +135,16 @@ def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -
     from transformers.exporters import AutoHfExporter
 
     inputs = dict(samples[0]) if samples else example_inputs(source, 2)
-    is_caching = getattr(source.config, "use_cache", None)
+    _check_outputs(source, inputs)
+    is_caching = getattr(getattr(source, "config", None), "use_cache", None)
     if is_caching:
         source.config.use_cache = False
     try:
         # The exporter may pop inputs that only switch outputs.
         exported = AutoHfExporter.from_config(settings).export(source, dict(inputs), settings)
+        if not _is_known(exported.config):
+            # Whoever loads the program would look for the class of this config, which has code of its own.
+            exported.config = None
         exported.save_pretrained(folder)
         # Ranges fit inputs that are like the samples, so these are compared, where there are some.
         other = samples[-1] if samples else example_inputs(source, 3, 17 if "input_ids" in inputs else None)
@@ -152,11 +156,37 @@ def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -
     return {"difference": difference, "parameters": parameters, "inputs": sorted(inputs)}
 
 
+@torch.no_grad()
+def _check_outputs(source: Any, inputs: Batch) -> None:
+    """Refuse outputs whose class only this process knows: the program could not be loaded elsewhere."""
+    from transformers.utils import ModelOutput
+
+    if _is_known(getattr(source, "config", None)):
+        return
+    kind = type(source(**inputs))
+    if issubclass(kind, ModelOutput) and (kind is ModelOutput or not kind.__module__.startswith("transformers.")):
+        raise UnsupportedError(
+            f"{type(source).__name__} returns a {kind.__name__}, whose class a program cannot bring along; return a "
+            "dict, a tuple or one of transformers.modeling_outputs"
+        )
+
+
+def _is_known(config: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    is_stock = type(config).__module__.startswith("transformers.")
+    return is_stock and getattr(config, "model_type", None) in CONFIG_MAPPING
+
+
 def example_inputs(model: Any, batch_size: int, length: int | None = None) -> dict[str, torch.Tensor]:
     """Return dummy inputs with everything that the model's tokenizer gives; an exported program takes nothing else."""
     inputs = dummy_inputs(model, batch_size, length)
     takes = inspect.signature(model.forward).parameters
-    if getattr(model.config, "type_vocab_size", 0) and "token_type_ids" in takes and "input_ids" in inputs:
+    if (
+        getattr(getattr(model, "config", None), "type_vocab_size", 0)
+        and "token_type_ids" in takes
+        and "input_ids" in inputs
+    ):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     return inputs
 
@@ -166,9 +196,17 @@ def _difference(source: Any, exported: ExportedModule, inputs: Batch, other: Bat
     """Return the larger relative distance of outputs on two batches."""
     found = []
     for batch in (inputs, other):
-        wanted, given = source(**batch)[0].float(), exported(**batch)[0].float()
+        wanted, given = _first(source(**batch)).float(), _first(exported(**batch)).float()
         found.append(float((wanted - given).norm() / wanted.norm().clamp_min(1e-12)))
     return max(found)
+
+
+def _first(outputs: Any) -> torch.Tensor:
+    """Return the logits, or else the first tensor, of what a model returned."""
+    if isinstance(outputs, Mapping):
+        outputs = [outputs.get("logits"), *outputs.values()]
+    parts = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    return next(part for part in parts if isinstance(part, torch.Tensor))
 
 
 def _count(samples: Sequence[Batch], quantization: str | None) -> int:

@@ -177,7 +177,9 @@ def _problem(trainer: Any, objective: TeacherEnsemble, alignment: str) -> str:
         "compute_loss_func needs whole logits": trainer.compute_loss_func is not None,
         f"{type(trainer).__name__}.compute_loss may need whole logits": own is not Trainer.compute_loss,
         "DeepSpeed was not tried with it": bool(trainer.args.deepspeed),
-        "the model adds a loss on its routers": getattr(trainer.model.config, "output_router_logits", False),
+        "the model adds a loss on its routers": getattr(
+            getattr(trainer.model, "config", None), "output_router_logits", False
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -28,7 +28,13 @@ from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
 from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
-from hf_compress.training.setup import check_arguments, push_without_training_state, refuse_empty, refuse_zero3
+from hf_compress.training.setup import (
+    check_arguments,
+    check_plain_module,
+    push_without_training_state,
+    refuse_empty,
+    refuse_zero3,
+)
 from hf_compress.training.unlabeled import unlabeled_batches
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
@@ -71,6 +77,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         super().__init__(*args, **kwargs)
         if compression is None:
             return
+        check_plain_module(self.model, compression, self.args.push_to_hub)
         protect_4bit(self.model)
         if compression.pruning is not None:
             refuse_sharding(self.args)
@@ -237,7 +244,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
 
         Returns:
             Folders by name: "model" (plain, 16 or 32 bit) and, with `compression.quantization`, "quantized"; of an
-            adapter on a quantized model "adapter" alone.
+            adapter on a quantized model "adapter" alone, of a plain module "model" with its weights alone.
 
         Raises:
             OutputExistsError: if `output_dir` already holds something.

@@ -23,6 +23,7 @@ from hf_compress.imports import is_available
 from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.environment import environment
 from hf_compress.measurement.load import load_model, read_config
+from hf_compress.measurement.objects import save_weights
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
 from hf_compress.output import free_folder, whole_folder
@@ -30,7 +31,7 @@ from hf_compress.pruning.adapters import merge_adapter
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.pruning.stores import check_zeros
-from hf_compress.training.setup import is_zero3
+from hf_compress.training.setup import is_plain_module, is_zero3, refuse_card
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +75,11 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: b
 def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
     """Shrink what was pruned in whole units, save, and quantize; see `CompressionMixin.save_compressed`."""
     output = free_folder(output_dir)
-    config = trainer.compression
     if _is_adapter_on_codes(trainer):
         # Nothing can be merged into codes.
         return _write_adapter(trainer, output)
     folders = {"model": output / "model"}
-    if config is not None and config.quantization is not None:
+    if _is_quantized_later(trainer, trainer.accelerator.unwrap_model(trainer.model)):
         folders["quantized"] = output / "quantized"
     # All ranks have looked before one writes, and none goes on before it is there.
     trainer.accelerator.wait_for_everyone()
@@ -107,6 +107,12 @@ def _gathered(trainer: Any, output: Path) -> Iterator[Any]:
             shutil.rmtree(whole, ignore_errors=True)
 
 
+def _is_quantized_later(trainer: Any, model: nn.Module) -> bool:
+    # A plain module that was trained with rounded weights goes to `export`, which stores its codes.
+    config = trainer.compression
+    return config is not None and config.quantization is not None and not is_plain_module(model)
+
+
 def _is_adapter_on_codes(trainer: Any) -> bool:
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = model.get_base_model() if hasattr(model, "merge_and_unload") else None
@@ -126,18 +132,20 @@ def _write_compressed(trainer: Any, model: Any, output: Path) -> None:
     from hf_compress.architecture.shrink import shrink
     from hf_compress.quantization.api import quantize
 
-    config = trainer.compression
     if hasattr(model, "merge_and_unload"):
         model = merge_adapter(copy.deepcopy(model))
     if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
         with _own_forward(model):
             model = shrink(model)
     with whole_folder(output) as part:
-        model.save_pretrained(part / "model")
+        if is_plain_module(model):
+            save_weights(model, part / "model")
+        else:
+            model.save_pretrained(part / "model")
         if trainer.processing_class is not None:
             trainer.processing_class.save_pretrained(part / "model")
-        if config is not None and config.quantization is not None:
-            quantize(part / "model", part / "quantized", config.quantization)
+        if _is_quantized_later(trainer, model):
+            quantize(part / "model", part / "quantized", trainer.compression.quantization)
 
 
 @contextlib.contextmanager
@@ -219,6 +227,7 @@ def write_card(trainer: Any, *args: Any, **kwargs: Any) -> None:
     """Write README.md into the output folder, from the start record and what is saved there."""
     from hf_compress.hub.card import create_card
 
+    refuse_card(trainer.accelerator.unwrap_model(trainer.model))
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
@@ -269,6 +278,7 @@ def push_trainer(trainer: Any, options: Mapping[str, Any], blocking: bool, **car
     """Save, write the card and upload the output folder in one commit; see `CompressionMixin.push_to_hub`."""
     from hf_compress.hub.push import push
 
+    refuse_card(trainer.accelerator.unwrap_model(trainer.model))
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return None

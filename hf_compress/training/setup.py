@@ -47,6 +47,41 @@ def check_arguments(compression: Any, teacher: Any, unlabeled_dataset: Any = Non
         raise ConfigError("a teacher was given, but compression has no distillation: add DistillationConfig()")
 
 
+def is_plain_module(model: Any) -> bool:
+    """Say whether `model` has no `save_pretrained`: a Trainer saves its weights alone, without a config."""
+    return not hasattr(model, "save_pretrained")
+
+
+def check_plain_module(model: Any, compression: CompressionConfig, push_to_hub: bool) -> None:
+    """Refuse, before training, what cannot be done with a plain module afterwards.
+
+    Raises:
+        UnsupportedError: for quantization after training, and for a push.
+    """
+    if not is_plain_module(model):
+        return
+    if compression.quantization is not None and not compression.quantization.aware:
+        raise UnsupportedError(
+            f"quantization after training reads a saved transformers model, and {type(model).__name__} is a plain "
+            "module; leave it out, and give the trained module to export(..., quantization='static')"
+        )
+    if push_to_hub:
+        refuse_card(model)
+
+
+def refuse_card(model: Any) -> None:
+    """Raise if nobody could load what a push of `model` would bring to the Hub.
+
+    Raises:
+        UnsupportedError: for a plain module.
+    """
+    if is_plain_module(model):
+        raise UnsupportedError(
+            f"cards and pushes are for models with a config.json that says how to load them, and "
+            f"{type(model).__name__} is a plain module; make it a PreTrainedModel with a config of its own"
+        )
+
+
 def push_without_training_state(trainer: Any) -> None:
     """Put pushes of our own in the place of a Trainer's background pushes, which upload pickles and swallow errors."""
     from transformers.trainer_utils import HubStrategy
