@@ -80,13 +80,7 @@ def measure(
     _check_known(methods or {}, named)
     if inputs is not None:
         check_sample(inputs)
-    # Sizes come first: they are fast, and a folder that is no whole model is refused before anything slow starts.
-    measured = {n: measure_object(m) if isinstance(m, nn.Module) else measure_size(m) for n, m in named.items()}
-    # Memory comes before loading, so that no other model takes memory at that time.
-    for name, folder in named.items() if options.memory else ():
-        if not isinstance(folder, nn.Module):
-            _say(f"{name}: memory")
-            measured[name] += measure_peak_memory(folder, options.batch_sizes[0], length=options.length, inputs=inputs)
+    measured = _measure_unloaded(named, options, inputs)
     loaded = {name: model if isinstance(model, nn.Module) else load_measured(model) for name, model in named.items()}
     # Described before anything runs, since a forward pass may change quantized modules.
     what = {
@@ -105,6 +99,20 @@ def measure(
         for name in named
     ]
     return _finish(records, output_dir)
+
+
+def _measure_unloaded(
+    named: Mapping[str, nn.Module | Path], options: MeasureSettings, sample: Mapping[str, torch.Tensor] | None
+) -> dict[str, list[Measurement]]:
+    """Return sizes, and of folders the peak memory."""
+    # Sizes come first: they are fast, and a folder that is no whole model is refused before anything slow starts.
+    found = {n: measure_object(m) if isinstance(m, nn.Module) else measure_size(m) for n, m in named.items()}
+    # Memory comes before loading, so that no other model takes memory at that time.
+    for name, folder in named.items() if options.memory else ():
+        if not isinstance(folder, nn.Module):
+            _say(f"{name}: memory")
+            found[name] += measure_peak_memory(folder, options.batch_sizes[0], length=options.length, inputs=sample)
+    return found
 
 
 def _measure_speed(

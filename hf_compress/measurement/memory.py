@@ -52,8 +52,6 @@ def measure_peak_memory(
         ConfigError: if the folder is missing, is no saved model, or lacks weights.
         UnsupportedError: if the process fails, with the last line that it wrote.
     """
-    from safetensors.torch import save_file
-
     whole = whole_model(folder)
     if not is_exported(whole):
         model_class(whole)
@@ -66,6 +64,19 @@ def measure_peak_memory(
         "device": device,
         "threads": torch.get_num_threads(),
     }
+    answer = _ask(request, inputs)
+    where = {"device": device, "threads": request["threads"]}
+    conditions = {"batch_size": batch_size, **where, **answer["conditions"]}
+    return [
+        Measurement("peak_memory", answer["bytes"], "bytes", conditions),
+        Measurement("load_time", answer["seconds"], "s", where),
+    ]
+
+
+def _ask(request: dict[str, Any], inputs: Mapping[str, torch.Tensor] | None) -> dict[str, Any]:
+    """Return what the process that measures says."""
+    from safetensors.torch import save_file
+
     with tempfile.TemporaryDirectory() as place:
         if inputs is not None:
             request["sample"] = str(Path(place) / "inputs.safetensors")
@@ -80,12 +91,7 @@ def measure_peak_memory(
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UnsupportedError(
-            f"the memory of {folder} could not be measured: its process ended with code {done.returncode}: {last}"
+            f"the memory of {request['folder']} could not be measured: its process ended with code {done.returncode}: "
+            f"{last}"
         )
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    where = {"device": device, "threads": request["threads"]}
-    conditions = {"batch_size": batch_size, **where, **answer["conditions"]}
-    return [
-        Measurement("peak_memory", answer["bytes"], "bytes", conditions),
-        Measurement("load_time", answer["seconds"], "s", where),
-    ]
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -190,17 +190,27 @@ def ratings(count=32):
     return [{"user": u, "item": i, "labels": ((u + i) % 2).float()} for u, i in zip(users, items, strict=True)]
 
 
-def test_one_number_a_row_is_distilled_as_a_probability(tmp_path):
+def of_chances(ours, theirs):
+    p, q = torch.sigmoid(theirs / 2), torch.sigmoid(ours / 2)
+    return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean() * 4
+
+
+# For numbers, such as ratings; the temperature cancels.
+def of_numbers(ours, theirs):
+    return (ours - theirs).square().mean() / 8
+
+
+@pytest.mark.parametrize(("divergence", "oracle"), [("forward_kl", of_chances), ("mse", of_numbers)])
+def test_one_number_a_row_is_distilled_as_a_probability_or_by_squares(tmp_path, divergence, oracle):
     student, teacher, rows = Recommender(2), Recommender(4, seed=1), ratings(8)
-    config = DistillationConfig(temperature=2.0, task_weight=0.0, logit_weight=1.0)
+    config = DistillationConfig(temperature=2.0, task_weight=0.0, logit_weight=1.0, divergence=divergence)
     trainer = DistillationTrainer(
         student, tiny.arguments(tmp_path), distillation=config, teacher=teacher, train_dataset=rows
     )
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     batches, _ = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     found = trainer.compute_loss(student.train(), batches[0])
-    ours, theirs = (torch.sigmoid(model(**batch)["logits"] / 2) for model in (student, teacher))
-    wanted = (theirs * (theirs / ours).log() + (1 - theirs) * ((1 - theirs) / (1 - ours)).log()).mean() * 4
+    wanted = oracle(student(**batch)["logits"], teacher(**batch)["logits"])
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
