@@ -52,11 +52,10 @@ def measure(
     """Measure size, speed, peak memory, load time and quality of models, on the GPU if there is one.
 
     Args:
-        models: name -> saved model folder, in the order of the pipeline, or one folder. In place of a folder stands a
-            model in memory, for classes of your own: it stays on its device, its bytes are those of its weights as
-            safetensors, and it has no memory or load time, for which a fresh process would have to know its class.
-        inputs: a batch whose rows are repeated to each batch size, for models whose inputs cannot be made up from a
-            config; None makes them up.
+        models: name -> saved model folder, in the order of the pipeline, or one folder. Or name -> a model in memory,
+            for classes of your own: it stays on its device, its bytes are those of its weights as safetensors, and
+            it has no memory and load time, for which a fresh process would have to know its class.
+        inputs: a batch, its rows repeated to each batch size; None makes one up, which needs a config.
         evaluate: the task's metrics of a loaded model, by name, e.g. {"accuracy": 0.98}; None measures no quality.
         dataset: id, revision, split and number of samples behind `evaluate`.
         seed: of the run that made the models.
