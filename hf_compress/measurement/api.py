@@ -77,8 +77,6 @@ def measure(
     named = _named(models)
     roles = _roles(list(named), options)
     _check_known(methods or {}, named)
-    if inputs is not None:
-        check_sample(inputs)
     measured = _measure_unloaded(named, options, inputs)
     loaded = {name: model if isinstance(model, nn.Module) else load_measured(model) for name, model in named.items()}
     # Described before anything runs, since a forward pass may change quantized modules.
@@ -104,6 +102,8 @@ def _measure_unloaded(
     named: Mapping[str, nn.Module | Path], options: MeasureSettings, sample: Mapping[str, torch.Tensor] | None
 ) -> dict[str, list[Measurement]]:
     """Return sizes, and of folders the peak memory."""
+    if sample is not None:
+        check_sample(sample)
     # Sizes come first: they are fast, and a folder that is no whole model is refused before anything slow starts.
     found = {n: measure_object(m) if isinstance(m, nn.Module) else measure_size(m) for n, m in named.items()}
     # Memory comes before loading, so that no other model takes memory at that time.
