@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from hf_compress.architecture.saved import saved_weights
-from hf_compress.errors import SparsityError
+from hf_compress.errors import SparsityError, UnsupportedError
 from hf_compress.imports import is_available
 from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.environment import environment
@@ -96,6 +96,11 @@ def _gathered(trainer: Any, output: Path) -> Iterator[Any]:
     if not trainer.is_fsdp_enabled and not is_zero3():
         yield trainer.accelerator.unwrap_model(trainer.model)
         return
+    if is_plain_module(trainer.accelerator.unwrap_model(trainer.model)):
+        raise UnsupportedError(
+            "a plain module that processes share cannot be read back, since no config says what it is; save_model "
+            "writes its weights, or make it a PreTrainedModel"
+        )
     whole = output.with_name(f".{output.name}.whole")
     # The Trainer puts the weights together; every process takes part.
     trainer.save_model(str(whole), _internal_call=True)
