@@ -24,9 +24,10 @@ from hf_compress.quantization.bnb import protect_4bit
 from hf_compress.training.agreement import TeacherAgreement
 from hf_compress.training.aware import aware_callback
 from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
+from hf_compress.training.finished import save_compressed
 from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
-from hf_compress.training.publish import check_saved_zeros, push_trainer, save_compressed, start_record, write_card
+from hf_compress.training.publish import check_saved_zeros, push_trainer, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
 from hf_compress.training.setup import (
     check_arguments,

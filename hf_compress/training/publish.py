@@ -5,12 +5,9 @@ Level: glue.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,20 +15,17 @@ from typing import Any
 from torch import nn
 
 from hf_compress.architecture.saved import saved_weights
-from hf_compress.errors import SparsityError, UnsupportedError
+from hf_compress.errors import SparsityError
 from hf_compress.imports import is_available
 from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.environment import environment
-from hf_compress.measurement.load import load_model, read_config
-from hf_compress.measurement.objects import save_weights
+from hf_compress.measurement.load import read_config
 from hf_compress.measurement.record import Measurement, Record
 from hf_compress.measurement.size import count_parameters, measure_size
-from hf_compress.output import free_folder, whole_folder
-from hf_compress.pruning.adapters import merge_adapter
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.pruning.stores import check_zeros
-from hf_compress.training.setup import is_plain_module, is_zero3, refuse_card
+from hf_compress.training.setup import refuse_card
 
 logger = logging.getLogger(__name__)
 
@@ -70,98 +64,6 @@ def check_saved_zeros(pruner: Pruner, model: nn.Module, folder: Path, is_here: b
             f"{folder.name} lacks {len(lost)} masked weights of {type(model).__name__}, e.g. {lost[0]}"
         )
     check_zeros(masks, saved)
-
-
-def save_compressed(trainer: Any, output_dir: str | Path) -> dict[str, Path]:
-    """Shrink what was pruned in whole units, save, and quantize; see `CompressionMixin.save_compressed`."""
-    output = free_folder(output_dir)
-    if _is_adapter_on_codes(trainer):
-        # Nothing can be merged into codes.
-        return _write_adapter(trainer, output)
-    folders = {"model": output / "model"}
-    if _is_quantized_later(trainer, trainer.accelerator.unwrap_model(trainer.model)):
-        folders["quantized"] = output / "quantized"
-    # All ranks have looked before one writes, and none goes on before it is there.
-    trainer.accelerator.wait_for_everyone()
-    with _gathered(trainer, output) as model:
-        if trainer.is_world_process_zero():
-            _write_compressed(trainer, model, output)
-    trainer.accelerator.wait_for_everyone()
-    return folders
-
-
-@contextlib.contextmanager
-def _gathered(trainer: Any, output: Path) -> Iterator[Any]:
-    """Yield the model with whole weights; where processes share them, one that the main process reads back."""
-    if not trainer.is_fsdp_enabled and not is_zero3():
-        yield trainer.accelerator.unwrap_model(trainer.model)
-        return
-    if is_plain_module(trainer.accelerator.unwrap_model(trainer.model)):
-        raise UnsupportedError(
-            "a plain module that processes share cannot be read back, since no config says what it is; save_model "
-            "writes its weights, or make it a PreTrainedModel"
-        )
-    whole = output.with_name(f".{output.name}.whole")
-    # The Trainer puts the weights together; every process takes part.
-    trainer.save_model(str(whole), _internal_call=True)
-    trainer.accelerator.wait_for_everyone()
-    try:
-        yield load_model(whole, "cpu") if trainer.is_world_process_zero() else None
-    finally:
-        if trainer.is_world_process_zero():
-            shutil.rmtree(whole, ignore_errors=True)
-
-
-def _is_quantized_later(trainer: Any, model: nn.Module) -> bool:
-    # A plain module that was trained with rounded weights goes to `export`, which stores its codes.
-    config = trainer.compression
-    return config is not None and config.quantization is not None and not is_plain_module(model)
-
-
-def _is_adapter_on_codes(trainer: Any) -> bool:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    base = model.get_base_model() if hasattr(model, "merge_and_unload") else None
-    return bool(getattr(base, "is_quantized", False))
-
-
-def _write_adapter(trainer: Any, output: Path) -> dict[str, Path]:
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        with whole_folder(output) as part:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part / "adapter")
-    trainer.accelerator.wait_for_everyone()
-    return {"adapter": output / "adapter"}
-
-
-def _write_compressed(trainer: Any, model: Any, output: Path) -> None:
-    from hf_compress.architecture.shrink import shrink
-    from hf_compress.quantization.api import quantize
-
-    if hasattr(model, "merge_and_unload"):
-        model = merge_adapter(copy.deepcopy(model))
-    if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
-        with _own_forward(model):
-            model = shrink(model)
-    with whole_folder(output) as part:
-        if is_plain_module(model):
-            save_weights(model, part / "model")
-        else:
-            model.save_pretrained(part / "model")
-        if trainer.processing_class is not None:
-            trainer.processing_class.save_pretrained(part / "model")
-        if _is_quantized_later(trainer, model):
-            quantize(part / "model", part / "quantized", trainer.compression.quantization)
-
-
-@contextlib.contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Take away what mixed precision puts around `forward`: 16-bit logits differ too much to be compared."""
-    wrapped = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.__dict__["forward"] = wrapped
 
 
 def start_record(trainer: Any) -> Record:
