@@ -164,7 +164,7 @@ class StageConfig(Options):
         """Yield one sentence for each invalid value."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", self.name) or self.name in RESERVED:
             yield (
-                f"name must be at most 100 lower-case letters, digits, - and _ and none of {', '.join(RESERVED)}, "
+                f"name must be lower-case letters, digits, - and _ (at most 100) and none of {', '.join(RESERVED)}, "
                 f"found {shown(self.name)}"
             )
         if (self.source is None) == (self.config is None):
