@@ -100,14 +100,19 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def make_stage(
-    recipe: RecipeConfig, stage: Any, task: Any, target: Path, work: Path, resolve: Callable[[str], str]
+    recipe: RecipeConfig,
+    stage: Any,
+    load_task: Callable[[], Any],
+    target: Path,
+    work: Path,
+    resolve: Callable[[str], str],
 ) -> Mapping[str, Any]:
     """Make the model folder of one stage, whole or not at all; training goes on where it was interrupted.
 
     Args:
         recipe: the stage is of.
         stage: its options.
-        task: data, collator, processor.
+        load_task: returns data, collator, processor.
         target: folder to make; what a killed run left there is removed.
         work: folder for checkpoints, gone at the end.
         resolve: turns the name of an earlier stage into its folder and leaves ids and paths as they are.
@@ -125,7 +130,7 @@ def make_stage(
         shutil.rmtree(leftover, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        method = STAGES.get(stage.kind)(StageContext(recipe, stage, task, part, work, resolve))
+        method = STAGES.get(stage.kind)(StageContext(recipe, stage, load_task(), part, work, resolve))
     except HfCompressError:
         raise
     except OSError as error:  # the disk, or an id or folder that transformers cannot load
@@ -185,7 +190,7 @@ class Run:
 
     def _stage(self, stage: Any) -> Mapping[str, Any]:
         target, work = self.folder / stage.name, self.folder / "work" / stage.name
-        return make_stage(self.config, stage, self.task, target, work, self.resolve)
+        return make_stage(self.config, stage, lambda: self.task, target, work, self.resolve)
 
     def _methods(self) -> dict[str, dict[str, Any]]:
         """Return what was done to each model, all stages before it included."""

@@ -6,6 +6,7 @@ Level: outside.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -49,8 +50,8 @@ class StageStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
                 if not mark.is_file():
-                    work = self.folder / "work" / target.name
-                    method = make_stage(config, stage, self.task(config), target, work, self._resolver(keys))
+                    work, task = self.folder / "work" / target.name, functools.partial(self.task, config)
+                    method = make_stage(config, stage, task, target, work, self._resolver(keys))
                     write_json(mark, {"stage": stage.name, "method": method})
         return self.folder / keys[config.measure.result or config.stages[-1].name]
 
