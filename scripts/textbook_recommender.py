@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, export
 
-USERS, ITEMS, FACTORS, ROWS, SCORED = 2000, 1000, 6, 200_000, 20_000
+USERS, ITEMS, FACTORS, ROWS, SCORED = 1000, 500, 6, 200_000, 20_000
 
 
 class Recommender(nn.Module):
@@ -51,7 +51,7 @@ training = [
 ]
 place = slice(ROWS + SCORED, None) if args.test else slice(ROWS, ROWS + SCORED)
 inputs, answers = {name: data[name][place] for name in ("user", "item")}, data["labels"][place]
-settings = {"per_device_train_batch_size": 512, "learning_rate": 1e-2, "weight_decay": 0.01}
+settings = {"per_device_train_batch_size": 512, "learning_rate": 3e-3, "weight_decay": 0.01}
 torch.manual_seed(0)
 large = textbook.train(Recommender(64, 256), args.output / "large", training, settings)
 config = CompressionConfig(DistillationConfig(temperature=1.0), PruningConfig(sparsity=0.5))

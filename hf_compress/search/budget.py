@@ -6,20 +6,16 @@ Level: outside.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_compress.errors import OutputExistsError
 from hf_compress.hub.card import create_card
 from hf_compress.hub.config import CardInfo
 from hf_compress.measurement.api import measure
 from hf_compress.measurement.record import load_records
-from hf_compress.options import read_data_file
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.progress import quiet_logs
-from hf_compress.recipes.recipe import write_json
 from hf_compress.report.compare import compare
 from hf_compress.report.tables import is_quality
 from hf_compress.search.budget_report import write_budget_report
@@ -28,6 +24,7 @@ from hf_compress.search.config import BudgetConfig
 from hf_compress.search.fitting import Fitting
 from hf_compress.search.forms import usable_forms
 from hf_compress.search.measured import drop
+from hf_compress.search.store import claim
 
 MARK = "budget.json"
 
@@ -82,7 +79,7 @@ def fit_budget(
     task = task if isinstance(task, TaskConfig) else TaskConfig.from_dict(task)
     forms = usable_forms(config.forms)
     folder = Path(output_dir)
-    _claim(folder, {"model": str(model), "task": task.to_dict(), "budget": config.to_dict()})
+    claim(folder, MARK, {"model": str(model), "task": task.to_dict(), "budget": config.to_dict()})
     quiet_logs()
     steps = Fitting(folder, Cutter(str(model), task, config.samples, config.seed), config, forms)
     candidate, limits, outlooks = steps.choose()
@@ -137,15 +134,3 @@ def _record(steps: Fitting, candidate: Candidate, folders: Mapping[str, Path], p
     compare(records, steps.folder)
     info = CardInfo(steps.folder.resolve().name, pipeline_tag=steps.cutter.task.pipeline_tag)
     create_card(folders["fitted"], records, info=info, pictures=pictures)
-
-
-def _claim(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Mark `folder` as that of this search, or find the mark there."""
-    wanted = json.loads(json.dumps(wanted))
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MARK, wanted)
-    elif not (folder / MARK).is_file() or read_data_file(folder / MARK) != wanted:
-        raise OutputExistsError(
-            f"{folder} holds something else, or a search with other settings; choose another place"
-        )

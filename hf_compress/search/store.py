@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_compress.errors import OutputExistsError
+from hf_compress.options import read_data_file
 from hf_compress.recipes.config import RecipeConfig, StageConfig
 from hf_compress.recipes.recipe import make_stage, write_json
 
@@ -94,3 +96,24 @@ def _origin(config: RecipeConfig, stage: StageConfig, keys: Mapping[str, str]) -
 def _digest(data: Any) -> str:
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def claim(folder: Path, mark: str, wanted: Mapping[str, Any]) -> None:
+    """Mark a folder as that of one search, or find the mark there.
+
+    Args:
+        folder: of the search; it may exist and be empty.
+        mark: name of the file that says whose it is.
+        wanted: the settings of the search.
+
+    Raises:
+        OutputExistsError: if the folder holds something else, or a search with other settings.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / mark, wanted)
+    elif not (folder / mark).is_file() or read_data_file(folder / mark) != wanted:
+        raise OutputExistsError(
+            f"{folder} holds something else, or a search with other settings; choose another place"
+        )

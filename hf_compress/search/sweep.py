@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_compress.errors import ConfigError, DataError, HfCompressError, OutputExistsError, RecipeError, did_you_mean
+from hf_compress.errors import ConfigError, DataError, HfCompressError, RecipeError, did_you_mean
 from hf_compress.imports import require
-from hf_compress.options import read_data_file
 from hf_compress.recipes.load import load_recipe
 from hf_compress.recipes.progress import quiet_logs, say
-from hf_compress.recipes.recipe import run_recipe, write_json
+from hf_compress.recipes.recipe import run_recipe
 from hf_compress.search.config import COSTS, SweepConfig
 from hf_compress.search.report import write_report
-from hf_compress.search.store import StageStore, stages_after
+from hf_compress.search.store import StageStore, claim, stages_after
 from hf_compress.search.study import SweepResult, Trial, Trials, best_trials
 
 MARK = "sweep.json"
@@ -63,7 +62,9 @@ def sweep(
     _check(recipe, overrides, config)
     quiet_logs()
     folder = Path(output_dir)
-    _claim(folder, {"recipe": base.to_dict(), "sweep": config.to_dict()})
+    # More trials of the same search may be asked for.
+    searched = {name: value for name, value in config.to_dict().items() if name != "trials"}
+    claim(folder, MARK, {"recipe": base.to_dict(), "sweep": searched})
     trials, scorer = Trials(folder / "trials", config), _Scorer(folder, recipe, overrides, config)
     for trial in trials.open():
         scorer.finish(trial, trials)
@@ -165,20 +166,3 @@ def _check(recipe: Any, overrides: Sequence[str], config: SweepConfig) -> None:
                 check_stages(load_recipe(recipe, [*overrides, *as_overrides({key: value})]))
             except (ConfigError, RecipeError) as error:
                 raise ConfigError(f"space: {key} cannot be {value!r}: {error}") from error
-
-
-def _claim(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Mark `folder` as that of this search, or find the mark there."""
-    wanted = json.loads(json.dumps(wanted))
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MARK, wanted)
-        return
-    there = read_data_file(folder / MARK) if (folder / MARK).is_file() else None
-    # More trials of the same search may be asked for.
-    for settings in (wanted, there or {}):
-        settings.get("sweep", {}).pop("trials", None)
-    if there != wanted:
-        raise OutputExistsError(
-            f"{folder} holds something else, or a search with other settings; choose another place"
-        )
