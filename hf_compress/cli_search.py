@@ -68,8 +68,9 @@ def _measure(arguments: argparse.Namespace) -> None:
     from hf_compress.imports import is_available
     from hf_compress.options import read_data_file
     from hf_compress.recipes.config import TaskConfig
+    from hf_compress.recipes.task import training_batches
     from hf_compress.report.plots import save_plot
-    from hf_compress.search.candidate import load_for_task, training_batches
+    from hf_compress.search.candidate import load_for_task
     from hf_compress.search.sensitivity import sensitivity
     from hf_compress.search.sensitivity_report import plot_sensitivity, sensitivity_table
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from hf_compress.architecture import probing
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import ArchitectureError
 
 # Largest difference allowed, relative to the largest output: removal only reorders sums, but 16-bit sums round.
@@ -162,17 +163,13 @@ def made_up(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
 def outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the floating-point tensors among the outputs, in float32; the random streams of the caller stay put."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     cuda = [device] if device.type == "cuda" else []
     # Layers keep their old index, under which a cache made for fewer layers has no place.
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            torch.manual_seed(0)
-            output = model(**inputs, **options)
-    finally:
-        model.train(was_training)
+    plain = torch.autocast(device.type, enabled=False)
+    with evaluating(model), torch.random.fork_rng(devices=cuda), torch.no_grad(), plain:
+        torch.manual_seed(0)
+        output = model(**inputs, **options)
     items = output.items() if isinstance(output, Mapping) else enumerate(output)
     wide = (torch.float32, torch.float64)
     found = {str(k): v for k, v in items if isinstance(v, torch.Tensor) and v.is_floating_point()}

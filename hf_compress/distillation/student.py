@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_compress.architecture.anatomy import probe
 from hf_compress.architecture.kept import Amount, evenly_spaced
+from hf_compress.architecture.modes import evaluating
 from hf_compress.architecture.shrink import shrink
 from hf_compress.distillation.capture import seen_in
 from hf_compress.distillation.reduce import token_mask
@@ -123,19 +124,22 @@ def layer_importance(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> 
 
     Source: Men et al. 2024, "ShortGPT" (block influence).
     """
-    was_training, sums, count = model.training, torch.zeros(0, dtype=torch.float64), 0
-    model.eval()
+    sums, count = torch.zeros(0, dtype=torch.float64), 0
     device = next(model.parameters()).device
-    for batch in batches:
-        inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-        states = seen_in(model(**inputs, output_hidden_states=True), {}).hidden.get("")
-        if states is None:
-            raise ArchitectureError(f"{type(model).__name__} has no single stack of layers; name the layers instead")
-        mask, _ = token_mask(inputs, "", states[0].shape[1])
-        changes = [1 - F.cosine_similarity(a[mask], b[mask], dim=-1) for a, b in zip(states, states[1:], strict=False)]
-        found = torch.stack([c.double().sum() for c in changes]).cpu()
-        sums, count = (sums if len(sums) else torch.zeros_like(found)) + found, count + int(mask.sum())
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            states = seen_in(model(**inputs, output_hidden_states=True), {}).hidden.get("")
+            if states is None:
+                raise ArchitectureError(
+                    f"{type(model).__name__} has no single stack of layers; name the layers instead"
+                )
+            mask, _ = token_mask(inputs, "", states[0].shape[1])
+            changes = [
+                1 - F.cosine_similarity(a[mask], b[mask], dim=-1) for a, b in zip(states, states[1:], strict=False)
+            ]
+            found = torch.stack([c.double().sum() for c in changes]).cpu()
+            sums, count = (sums if len(sums) else torch.zeros_like(found)) + found, count + int(mask.sum())
     if count == 0:
         raise ConfigError("batches is empty: pass some batches of inputs, on which the layers are measured")
     return (sums / count).tolist()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from hf_compress.hub.config import HUB_ID
+from hf_compress.plain import read_yaml
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
@@ -33,27 +34,18 @@ def metadata_problems(text: str) -> Iterator[str]:
             yield "its metadata has no end; expected a second line of ---"
         return
     try:
+        # Refuses keys that come twice and aliases that multiply; the values are those of YAML 1.1, dates too.
+        read_yaml(block[2])
         data = yaml.safe_load(block[2]) or {}
-        twice = _repeated_keys(yaml.compose(block[2]))
-        if isinstance(data, Mapping):
-            found = [*(f"{key} stands there twice; keep one" for key in twice), *_field_problems(data)]
-            if found:
-                yield from found
-                return
+        found = list(_field_problems(data)) if isinstance(data, Mapping) else []
+        if found:
+            yield from found
+            return
         # What is left is the structure of the evaluation results.
         ModelCard(text)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         yield f"its metadata cannot be read ({reason}); expected plain YAML between two lines of ---"
-
-
-def _repeated_keys(node: Any) -> Iterator[str]:
-    """Yield the keys that a mapping of the YAML has twice: PyYAML takes the last one, the Hub refuses the file."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        names = [key.value for key, _ in node.value]
-        yield from sorted({str(n) for n in names if names.count(n) > 1})
 
 
 def _field_problems(data: Mapping[str, Any]) -> Iterator[str]:

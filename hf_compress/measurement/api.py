@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import ConfigError, did_you_mean
 from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.config import MeasureSettings
@@ -26,7 +27,7 @@ from hf_compress.measurement.inputs import check_sample, sized_inputs
 from hf_compress.measurement.load import load_measured, read_config
 from hf_compress.measurement.memory import measure_peak_memory
 from hf_compress.measurement.notes import honest_notes, unquantized_source
-from hf_compress.measurement.objects import describe_object, evaluating, measure_object
+from hf_compress.measurement.objects import describe_object, measure_object
 from hf_compress.measurement.parts import describe_parts
 from hf_compress.measurement.quality import Evaluate, measure_quality
 from hf_compress.measurement.record import Measurement, Record, save_record

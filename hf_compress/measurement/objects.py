@@ -5,9 +5,7 @@ Level: state.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +61,3 @@ def describe_object(model: nn.Module) -> dict[str, Any]:
     """Return the class of a model in memory and what its weights consist of, as plain data."""
     with tempfile.TemporaryDirectory() as folder:
         return {"architecture": type(model).__name__, "parts": describe_weights([save_weights(model, folder)])}
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode, and each of its parts back into its own afterwards."""
-    before = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode

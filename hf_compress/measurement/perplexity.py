@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import DataError
 
 # Logits of so many tokens exist at once, at most.
@@ -51,10 +52,9 @@ def perplexity(
     tokens = torch.as_tensor(tokens).flatten()
     if len(tokens) < 2:
         raise DataError(f"expected at least 2 tokens to predict, found {len(tokens)}")
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
+    device = next(model.parameters()).device
     total, done = 0.0, 1
-    try:
+    with evaluating(model):
         for windows in _batches(_windows(len(tokens), length, stride), batch_size):
             ids = torch.stack([tokens[first:last] for first, last in windows]).to(device)
             fresh = []
@@ -62,8 +62,6 @@ def perplexity(
                 fresh.append(last - max(done, first + 1))
                 done = last
             total += _loss(model, ids, fresh)
-    finally:
-        model.train(was_training)
     loss = total / (len(tokens) - 1)
     found = {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}
     return {**found, "tokens": len(tokens) - 1, "context": length, "stride": stride}

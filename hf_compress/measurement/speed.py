@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.measurement.exported import ExportedModule
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
 from hf_compress.measurement.record import Measurement
@@ -51,20 +52,13 @@ def measure_latency(
         unless it is quantized, the multiply-accumulate operations that torch's own counter finds.
     """
     found: dict[str, list[Measurement]] = {name: [] for name in models}
-    # Of each part, since frozen parts of a model in training may be in eval mode.
-    was_training = [(part, part.training) for model in models.values() for part in model.modules()]
-    for model in models.values():
-        model.eval()
-    try:
+    with evaluating(*models.values()):
         for batch_size in batch_sizes:
             prepared = {name: (model, inputs(model, batch_size)) for name, model in models.items()}
             samples = _sample(prepared, warmup, rounds, seconds)
             for name, (model, batch) in prepared.items():
                 conditions = _conditions(model, batch, batch_size, warmup)
                 found[name] += _measurements(samples[name], batch_size, conditions) + _macs(model, batch, conditions)
-    finally:
-        for part, mode in was_training:
-            part.training = mode
     return found
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError, UnsupportedError
 from hf_compress.imports import is_available, require
 from hf_compress.measurement import load
 from hf_compress.measurement.exported import REPORT, ExportedModule, is_exported
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.measurement.objects import evaluating
 from hf_compress.output import free_folder, whole_folder
 from hf_compress.quantization.api import copy_companions
 from hf_compress.quantization.aware import as_codes

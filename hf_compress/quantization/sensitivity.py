@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import DataError, QuantizationError
 from hf_compress.quantization.api import layers_by_fit
 from hf_compress.quantization.config import QuantizationConfig
@@ -41,32 +42,39 @@ def quantization_sensitivity(
         QuantizationError: if the scheme cannot be simulated, or the model has no logits or no layer to quantize.
     """
     config = config or QuantizationConfig()
-    scheme = scheme_of(config)
     if not batches:
         raise DataError("expected at least one batch of inputs to compare predictions on, found none")
-    if scheme.rounds is None:
-        raise QuantizationError(f"{config.scheme} cannot be simulated layer by layer")
-    layers, _ = layers_by_fit(model, config, scheme)
-    if not layers:
-        raise QuantizationError(f"{type(model).__name__} has no linear layer that {config.scheme} can quantize")
-    was_training = model.training
-    model.eval()
-    wanted = [list(predictions(model, batch)) for batch in batches]
     found = {}
-    try:
-        for number, (name, module) in enumerate(layers.items(), 1):
-            print(f"sensitivity: [{number}/{len(layers)}] {name}", file=sys.stderr)
-            weight = module.weight.detach()
+    with evaluating(model):
+        wanted = [list(predictions(model, batch)) for batch in batches]
+        for name, weight, rounded in rounded_weights(model, config):
+            print(f"sensitivity: {name}", file=sys.stderr)
             original = weight.clone()
-            oriented = weight.T if is_transposed(module) else weight
-            oriented.copy_(scheme.rounds(oriented.contiguous(), config))
+            weight.copy_(rounded)
             try:
                 found[name] = mean_divergence(model, batches, wanted)
             finally:
                 weight.copy_(original)
-    finally:
-        model.train(was_training)
+    if not found:
+        raise QuantizationError(f"{type(model).__name__} has no linear layer that {config.scheme} can quantize")
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def rounded_weights(model: Any, config: QuantizationConfig) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield for each linear layer that a scheme takes its name, its weight and what the codes stand for instead.
+
+    Raises:
+        QuantizationError: if the scheme cannot be simulated.
+    """
+    scheme = scheme_of(config)
+    if scheme.rounds is None:
+        raise QuantizationError(f"{config.scheme} cannot be simulated layer by layer")
+    for name, module in layers_by_fit(model, config, scheme)[0].items():
+        weight = module.weight.detach()
+        if is_transposed(module):
+            yield name, weight, scheme.rounds(weight.T.contiguous(), config).T
+        else:
+            yield name, weight, scheme.rounds(weight.contiguous(), config)
 
 
 def mixed_precision(

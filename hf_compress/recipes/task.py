@@ -116,6 +116,13 @@ def forward_batches(model: nn.Module, rows: Any, collator: Callable) -> Iterator
         yield outputs, batch
 
 
+def training_batches(task: Task, samples: int, size: int = 32, seed: int = 0) -> list[dict[str, Any]]:
+    """Return training samples of a task as batches, drawn by a seed."""
+    rows = task.rows["train"]
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    return [dict(task.collator([rows[i] for i in chosen[k : k + size]])) for k in range(0, len(chosen), size)]
+
+
 def load_tokenizer(task: str, source: str | None, **options: Any) -> Any:
     """Load the tokenizer of a task.
 

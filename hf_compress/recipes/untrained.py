@@ -10,9 +10,10 @@ from typing import Any
 
 from hf_compress.recipes.config import ExportConfig
 from hf_compress.recipes.stage import StageContext, stage_kind
+from hf_compress.recipes.task import training_batches
 
-# Of a stage that measures units: samples by default, and of a batch.
-_SAMPLES, _BATCH = 1024, 32
+# Of a stage that looks at training data, by default.
+_SAMPLES = 1024
 
 
 @stage_kind("shrink", "layers", "ffn", "heads", "hidden", "filters")
@@ -57,15 +58,7 @@ def oneshot(context: StageContext) -> Mapping[str, Any]:
 
 def _training_batches(context: StageContext) -> list[dict[str, Any]]:
     """Return training samples of the stage's number, drawn with the recipe's seed."""
-    import torch
-
-    rows = context.task.rows["train"]
-    generator = torch.Generator().manual_seed(context.recipe.seed)
-    chosen = torch.randperm(len(rows), generator=generator)[: context.stage.samples or _SAMPLES].tolist()
-    return [
-        dict(context.task.collator([rows[i] for i in chosen[first : first + _BATCH]]))
-        for first in range(0, len(chosen), _BATCH)
-    ]
+    return training_batches(context.task, context.stage.samples or _SAMPLES, seed=context.recipe.seed)
 
 
 @stage_kind("quantize", "quantization", "samples")

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_compress.hub.base import with_base_facts
 from hf_compress.hub.card import create_card
-from hf_compress.hub.config import CardInfo
+from hf_compress.hub.config import CardInfo, is_hub_id
 from hf_compress.measurement.api import measure
 from hf_compress.measurement.record import load_records
 from hf_compress.recipes.config import TaskConfig
@@ -132,5 +133,7 @@ def _record(steps: Fitting, candidate: Candidate, folders: Mapping[str, Path], p
         length=steps.config.length,
     )
     compare(records, steps.folder)
-    info = CardInfo(steps.folder.resolve().name, pipeline_tag=steps.cutter.task.pipeline_tag)
-    create_card(folders["fitted"], records, info=info, pictures=pictures)
+    source = steps.cutter.model.config.name_or_path
+    base = source if is_hub_id(source) else None
+    info = CardInfo(steps.folder.resolve().name, base_model=base, pipeline_tag=steps.cutter.task.pipeline_tag)
+    create_card(folders["fitted"], records, info=with_base_facts(info), pictures=pictures)

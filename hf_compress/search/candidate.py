@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_compress.errors import ArchitectureError
 from hf_compress.recipes.config import TaskConfig
+from hf_compress.recipes.task import training_batches
 
 # Fractions of the FFN neurons and heads, and of the layers, that are tried.
 KEEPS = (1.0, 0.75, 0.6, 0.5, 0.4, 0.33, 0.25, 0.15)
@@ -137,15 +138,6 @@ def load_for_task(source: str, config: TaskConfig) -> tuple[Any, Any]:
     task = build_task(config, source)
     auto = getattr(transformers, task.auto_class)
     return auto.from_pretrained(source, trust_remote_code=False).eval(), task
-
-
-def training_batches(task: Any, samples: int, size: int = 32, seed: int = 0) -> list[dict[str, Any]]:
-    """Return training samples of a task as batches, drawn by a seed."""
-    import torch
-
-    rows = task.rows["train"]
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    return [dict(task.collator([rows[i] for i in chosen[k : k + size]])) for k in range(0, len(chosen), size)]
 
 
 def candidates(cutter: Cutter, forms: Mapping[str, Any]) -> list[Candidate]:

@@ -91,7 +91,8 @@ class Fitting:
     @property
     def seconds_left(self) -> float:
         """Seconds of the time that are not used up, in this process or an earlier one."""
-        marks = (self.folder / "state").glob("*.json")
+        # The steps are counted within what asks for them.
+        marks = (m for m in (self.folder / "state").glob("*.json") if not m.name.startswith("steps-"))
         return 60 * self.config.minutes - sum(json.loads(m.read_text(encoding="utf-8"))["seconds"] for m in marks)
 
     def _measured(self, every: Sequence[Candidate]) -> dict[Candidate, dict[str, float]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import ArchitectureError, ConfigError, DataError
 from hf_compress.recipes.progress import say
 from hf_compress.recipes.recipe import write_json
@@ -82,25 +83,20 @@ def sensitivity(
     if not all(0 < level < 1 for level in levels):
         raise ConfigError(f"levels must be above 0 and below 1, found {list(levels)}")
     changes = [KINDS.get(kind) for kind in kinds]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         wanted = [list(predictions(model, batch)) for batch in batches]
         mark = _fingerprint(model, wanted)
         done = _read(output, mark)
-        try:
-            for change in changes:
-                for kind, part, level, size, applied in change(model, tuple(levels), tuple(schemes)):
-                    key = f"{kind} {part} {level}"
-                    if key in done:
-                        continue
-                    with applied() as changed:
-                        loss = mean_divergence(changed, batches, wanted)
-                    done[key] = Sensitivity(kind, part, level, loss, size)
-                    say(f"sensitivity: {key}: {loss:.4g}")
-                    _write(output, mark, done)
-        finally:
-            model.train(was_training)
+        for change in changes:
+            for kind, part, level, size, applied in change(model, tuple(levels), tuple(schemes)):
+                key = f"{kind} {part} {level}"
+                if key in done:
+                    continue
+                with applied() as changed:
+                    loss = mean_divergence(changed, batches, wanted)
+                done[key] = Sensitivity(kind, part, level, loss, size)
+                say(f"sensitivity: {key}: {loss:.4g}")
+                _write(output, mark, done)
     return list(done.values())
 
 
@@ -181,19 +177,11 @@ def _layers(model: Any, levels: Sequence[float], schemes: Sequence[str]) -> Iter
 
 @KINDS.register("quantized")
 def _quantized(model: Any, levels: Sequence[float], schemes: Sequence[str]) -> Iterator[Any]:
-    from hf_compress.quantization.api import layers_by_fit
     from hf_compress.quantization.config import QuantizationConfig
-    from hf_compress.quantization.schemes import is_transposed, scheme_of
+    from hf_compress.quantization.sensitivity import rounded_weights
 
     for name in schemes:
-        config = QuantizationConfig(name)
-        scheme = scheme_of(config)
-        if scheme.rounds is None:
-            raise ConfigError(f"{name} cannot be simulated layer by layer; take int8, nf4, fp4 or torchao's")
-        for part, module in layers_by_fit(model, config, scheme)[0].items():
-            weight = module.weight.detach()
-            rounded = scheme.rounds((weight.T if is_transposed(module) else weight).contiguous(), config)
-            rounded = rounded.T if is_transposed(module) else rounded
+        for part, weight, rounded in rounded_weights(model, QuantizationConfig(name)):
             yield "quantized", part, name, weight.numel(), _replaced(model, {f"{part}.weight": rounded})
 
 

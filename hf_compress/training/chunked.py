@@ -6,9 +6,8 @@ made logits; so the weights are there under any sharding, and what it returns ke
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Trainer
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.distillation.chunked import after, chunked_head_loss, rows_at_a_time
 from hf_compress.distillation.ensemble import TeacherEnsemble
 from hf_compress.distillation.head import LanguageHead, few_tokens, require_rows
@@ -133,7 +133,7 @@ class ChunkedLoss:
             problem = teacher.try_head(without)
             if problem:
                 return "the teacher: " + problem
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             logits = self.head.try_out(lambda batch: model(**batch), without)
             if logits is None:
                 return self.head.problem
@@ -193,14 +193,3 @@ def _is_large(model: Any) -> bool:
     return (
         has_vocabulary_head(model) and getattr(model.get_output_embeddings(), "out_features", 0) >= _LARGE_VOCABULARY
     )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode

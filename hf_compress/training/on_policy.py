@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.distillation.alignment import alignment_of
 from hf_compress.distillation.config import DistillationConfig
 from hf_compress.distillation.reduce import CAUSAL, IGNORED
@@ -56,14 +57,9 @@ class StudentWriter:
             return batch
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         devices = [args.device] if args.device.type == "cuda" else []
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.random.fork_rng(devices), torch.no_grad():
-                torch.manual_seed(seed * args.world_size + args.process_index)
-                return self._write(model, {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
-        finally:
-            model.train(was_training)
+        with evaluating(model), torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(seed * args.world_size + args.process_index)
+            return self._write(model, {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
 
     def _write(self, model: Any, batch: dict[str, torch.Tensor]) -> Written:
         ids = batch["input_ids"]

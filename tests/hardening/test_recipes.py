@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -126,12 +127,10 @@ def torn(draw):
 
 @bad_inputs(torn(), few=100, many=1500)
 def test_a_torn_file_is_read_or_refused(data):
-    path = Path(f"/tmp/torn-{os.getpid()}.yaml")
-    path.write_bytes(data)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "torn.yaml"
+        path.write_bytes(data)
         refused(load_recipe, path)
-    finally:
-        path.unlink()
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)

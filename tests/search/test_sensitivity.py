@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from hf_compress import sensitivity, share_out
-from hf_compress.errors import ConfigError, DataError, RecordError
+from hf_compress.errors import ConfigError, DataError, QuantizationError, RecordError
 from hf_compress.search.sensitivity import Sensitivity
 from hf_compress.search.sensitivity_report import plot_sensitivity, sensitivity_table
 
@@ -145,7 +145,7 @@ def test_table_and_picture_show_every_number(found):
     [
         ({"kinds": ("neurons",)}, ConfigError, "neurons"),
         ({"levels": (0.5, 1.0)}, ConfigError, "below 1"),
-        ({"schemes": ("gptq",)}, ConfigError, "cannot be simulated"),
+        ({"schemes": ("gptq",)}, QuantizationError, "cannot be simulated"),
     ],
 )
 def test_bad_options_are_refused(options, error, message):

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import ArchitectureError
-from hf_compress.pruning.oneshot.taps import Batch, evaluating, on_device
+from hf_compress.pruning.oneshot.taps import Batch, on_device
 
 # The whole model, where it has no blocks that run one after the other.
 WHOLE = ""

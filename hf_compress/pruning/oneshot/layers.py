@@ -16,10 +16,11 @@ from torch import nn
 
 from hf_compress.architecture.anatomy import Axis
 from hf_compress.architecture.kept import Amount, unit_count
+from hf_compress.architecture.modes import evaluating
 from hf_compress.architecture.shrink import removable_layers
 from hf_compress.architecture.verify import hand_on
 from hf_compress.errors import ArchitectureError
-from hf_compress.pruning.oneshot.taps import Batch, evaluating, on_device
+from hf_compress.pruning.oneshot.taps import Batch, on_device
 from hf_compress.registry import Registry
 
 # Takes (input, output) of a layer, (tokens, width) each, and returns the change of each token, (tokens,).

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.architecture.units import UnitGroup
 from hf_compress.pruning.oneshot.repair import Regression
-from hf_compress.pruning.oneshot.taps import Batch, evaluating, on_device, taps_of
+from hf_compress.pruning.oneshot.taps import Batch, on_device, taps_of
 
 
 @torch.no_grad()

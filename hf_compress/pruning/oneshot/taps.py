@@ -121,17 +121,6 @@ def looking(taps: Mapping[UnitGroup, Sequence[Tap]]) -> Iterator[None]:
             handle.remove()
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode inside."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def on_device(model: nn.Module, batches: Iterable[Batch]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the batches where the model is."""
     device = next(model.parameters()).device

@@ -15,6 +15,7 @@ from torch import nn
 from hf_compress.architecture.anatomy import Axis, probe
 from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.kept import Amount, unit_count
+from hf_compress.architecture.modes import evaluating
 from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
 from hf_compress.architecture.shrink import shrink
 from hf_compress.architecture.units import UnitGroup, unit_scores
@@ -24,7 +25,7 @@ from hf_compress.pruning.oneshot.config import OneShotConfig
 from hf_compress.pruning.oneshot.importance import UNIT_CRITERIA
 from hf_compress.pruning.oneshot.layers import LAYER_CRITERIA, choose_layers
 from hf_compress.pruning.oneshot.refit import refit
-from hf_compress.pruning.oneshot.taps import Batch, Tap, evaluating, looking, on_device, summed_loss, taps_of
+from hf_compress.pruning.oneshot.taps import Batch, Tap, looking, on_device, summed_loss, taps_of
 
 _WIDTHS = ("hidden", "filters")
 _CRITERION = "fisher"
