@@ -64,7 +64,7 @@ def measure(
         methods: name -> what was done to that model, as plain data (configs, training arguments).
         output_dir: where `<name>.json` goes for each model; None writes nothing.
         **settings: fields of `MeasureSettings`: baseline (default the first model), result (default the last),
-            batch_sizes, length, warmup, rounds, seconds, memory.
+            batch_sizes, length, warmup, rounds, seconds, blocks, memory.
 
     Returns:
         One record per model, in the order given.
@@ -126,6 +126,7 @@ def _measure_speed(
         warmup=options.warmup,
         rounds=options.rounds,
         seconds=options.seconds,
+        blocks=min(options.blocks, options.rounds),
     )
 
 

@@ -30,6 +30,10 @@ class MeasureSettings(Options):
     seconds: float = field(
         default=2.0, metadata={"help": "sampling goes on until this many seconds per model and batch size; >= 0"}
     )
+    blocks: int = field(
+        default=5,
+        metadata={"help": "the samples are taken in so many blocks, a second apart, to see slow drift; >= 1"},
+    )
     memory: bool = field(default=True, metadata={"help": "measure peak memory, each model in a process of its own"})
 
     def problems(self) -> Iterator[str]:
@@ -42,6 +46,8 @@ class MeasureSettings(Options):
             yield f"warmup must be at least 0 forward passes, found {self.warmup}"
         if self.rounds < 1:
             yield f"rounds must be at least 1 sample, found {self.rounds}"
+        if self.blocks < 1:
+            yield f"blocks must be at least 1, found {self.blocks}"
         if not self.seconds >= 0:
             yield f"seconds must be at least 0, found {self.seconds}"
         if self.baseline is not None and self.baseline == self.result:

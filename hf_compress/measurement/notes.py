@@ -5,7 +5,8 @@ Level: state. Computed from records only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_compress.measurement.record import Measurement, Record
@@ -18,6 +19,10 @@ _FEW_ZEROS = 0.01
 _LAG = 0.75
 # Quartiles of latency that are farther apart than this part of the median come from a busy machine.
 _NOISY = 0.2
+# Medians of blocks, some seconds apart, that differ by more than this part of the median of all.
+_DRIFT = 0.05
+# Part of a core that others may take before it counts; a machine's own housekeeping stays below.
+_OTHER_LOAD = 0.1
 
 
 def honest_notes(record: Record, baseline: Record | None, source: Record | None = None) -> tuple[str, ...]:
@@ -96,13 +101,34 @@ def _zero_notes(record: Record) -> list[str]:
 
 
 def _noise_notes(record: Record) -> list[str]:
-    """Say where the machine did something else too."""
+    """Say where the machine did something else too, or ran at another speed."""
     return [
-        f"the times at {describe_conditions(dict(m.conditions))} vary by {100 * m.spread / m.value:.0f} % (first to "
-        "third quartile): the machine was busy, so differences of that size mean nothing"
+        f"the times at {describe_conditions(dict(m.conditions))} {'; '.join(found)}: the machine was noisy, so "
+        "differences of that size mean nothing"
         for m in record.find("latency")
-        if m.spread is not None and m.value and m.spread > _NOISY * m.value
+        if m.value and (found := list(_noises(m)))
     ]
+
+
+def _noises(latency: Measurement) -> Iterator[str]:
+    if latency.spread is not None and latency.spread > _NOISY * latency.value:
+        yield f"vary by {100 * latency.spread / latency.value:.0f} % (first to third quartile)"
+    medians = block_medians(latency)
+    if max(medians) - min(medians) > _DRIFT * latency.value:
+        drift = (max(medians) - min(medians)) / latency.value
+        yield f"drift by {100 * drift:.0f} % (medians of {len(medians)} blocks of samples)"
+    load = latency.conditions.get("other_load", 0.0)
+    if load > _OTHER_LOAD:
+        yield f"were taken while other programs kept {load:.1f} cores busy"
+
+
+def block_medians(latency: Measurement) -> list[float]:
+    """Return the median of each block of samples, which were taken some seconds apart; without blocks the value."""
+    blocks, samples = int(latency.conditions.get("blocks", 1)), latency.samples
+    size = len(samples) // blocks
+    if size == 0 or blocks == 1:
+        return [latency.value]
+    return [statistics.median(samples[i * size : (i + 1) * size]) for i in range(blocks)]
 
 
 def _reason(method: Any) -> str:

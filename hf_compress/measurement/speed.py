@@ -5,6 +5,7 @@ Level: state.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.modes import evaluating
+from hf_compress.measurement.busy import OtherLoad
 from hf_compress.measurement.exported import ExportedModule
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
 from hf_compress.measurement.record import Measurement
@@ -24,6 +26,8 @@ Inputs = Mapping[str, torch.Tensor]
 _SHORTEST_SAMPLE_MS = 1.0
 _MOST_SAMPLES = 200
 _SETTLE_SECONDS = 0.02
+# Between two blocks of samples: what else a machine does comes and goes in seconds.
+_PAUSE_SECONDS = 1.0
 
 
 def measure_latency(
@@ -34,10 +38,12 @@ def measure_latency(
     warmup: int = 5,
     rounds: int = 10,
     seconds: float = 2.0,
+    blocks: int = 1,
 ) -> dict[str, list[Measurement]]:
     """Time forward passes in eval mode, one sample of each model per round.
 
-    On a shared machine speed drifts; models timed one after the other would be compared across that drift.
+    On a shared machine speed drifts; models timed one after the other would be compared across that drift. What drifts
+    more slowly than a few seconds shows between blocks only: all batch sizes are gone through once a block.
 
     Args:
         models: name -> model, on the device to measure.
@@ -46,42 +52,69 @@ def measure_latency(
         warmup: untimed forward passes per model and batch size.
         rounds: samples per model and batch size, at least.
         seconds: sampling goes on until this many seconds per model and batch size (at most 200 samples).
+        blocks: equally many samples each, a second apart (less if `seconds` is less), at least 1.
 
     Returns:
-        For each model and batch size the latency in ms (median, with all samples), the throughput in samples/s and,
-        unless it is quantized, the multiply-accumulate operations that torch's own counter finds.
+        For each model and batch size the latency in ms (median, with all samples, block after block), the throughput
+        in samples/s and, unless it is quantized, the multiply-accumulate operations that torch's own counter finds.
     """
-    found: dict[str, list[Measurement]] = {name: [] for name in models}
     with evaluating(*models.values()):
-        for batch_size in batch_sizes:
-            prepared = {name: (model, inputs(model, batch_size)) for name, model in models.items()}
-            samples = _sample(prepared, warmup, rounds, seconds)
-            for name, (model, batch) in prepared.items():
-                conditions = _conditions(model, batch, batch_size, warmup)
-                found[name] += _measurements(samples[name], batch_size, conditions) + _macs(model, batch, conditions)
+        timers = {
+            size: _Timer({name: (model, inputs(model, size)) for name, model in models.items()})
+            for size in batch_sizes
+        }
+        for block in range(blocks):
+            time.sleep(min(_PAUSE_SECONDS, seconds) if block else 0.0)
+            for timer in timers.values():
+                timer.sample(warmup, math.ceil(rounds / blocks), seconds / blocks, max(1, _MOST_SAMPLES // blocks))
+        found: dict[str, list[Measurement]] = {name: [] for name in models}
+        for size, timer in timers.items():
+            for name, (model, batch) in timer.prepared.items():
+                conditions = {**_conditions(model, batch, size, warmup), **timer.circumstances(blocks)}
+                times = _measurements(timer.samples[name], size, conditions)
+                found[name] += times + _macs(model, batch, _conditions(model, batch, size, warmup))
     return found
 
 
-def _sample(
-    prepared: Mapping[str, tuple[nn.Module, Inputs]], warmup: int, rounds: int, seconds: float
-) -> dict[str, list[float]]:
-    passes = {name: _passes_per_sample(model, batch, warmup) for name, (model, batch) in prepared.items()}
-    samples: dict[str, list[float]] = {name: [] for name in prepared}
-    order = list(prepared)
-    is_mixed = len({isinstance(model, ExportedModule) for model, _ in prepared.values()}) > 1
-    start = time.perf_counter()
-    done = 0
-    while done < rounds or (done < _MOST_SAMPLES and time.perf_counter() - start < seconds * len(order)):
-        for name in order:
-            if is_mixed:
-                # Threads of the runtime that ran before wait actively for a while, and would take the processor.
-                time.sleep(_SETTLE_SECONDS)
-                _time_ms(*prepared[name], 1)
-            samples[name].append(_time_ms(*prepared[name], passes[name]))
-        # Another model first each round: who runs after whom (whose weights are in the cache) evens out.
-        order = order[1:] + order[:1]
-        done += 1
-    return samples
+class _Timer:
+    """Samples of models at one batch size; the first block says how many samples each block has."""
+
+    def __init__(self, prepared: Mapping[str, tuple[nn.Module, Inputs]]) -> None:
+        self.prepared = prepared
+        self.samples: dict[str, list[float]] = {name: [] for name in prepared}
+        self._load = OtherLoad()
+        self._passes: dict[str, int] = {}
+        self._rounds = 0
+
+    def sample(self, warmup: int, rounds: int, seconds: float, most: int) -> None:
+        """Take one block of samples: `rounds` of them at least, `most` unless that is less, in turn."""
+        found = {name: _passes_per_sample(model, batch, warmup) for name, (model, batch) in self.prepared.items()}
+        self._passes = self._passes or found
+        order = list(self.prepared)
+        is_mixed = len({isinstance(model, ExportedModule) for model, _ in self.prepared.values()}) > 1
+        # Later blocks have as many samples as the first.
+        least, most = (self._rounds, self._rounds) if self._rounds else (rounds, most)
+        with self._load:
+            start, done = time.perf_counter(), 0
+            while done < least or (done < most and time.perf_counter() - start < seconds * len(order)):
+                for name in order:
+                    self.samples[name].append(self._one(name, is_mixed))
+                # Another model first each round: who runs after whom (whose weights are in the cache) evens out.
+                order = order[1:] + order[:1]
+                done += 1
+        self._rounds = done
+
+    def _one(self, name: str, settles: bool) -> float:
+        if settles:
+            # Threads of the runtime that ran before wait actively for a while, and would take the processor.
+            time.sleep(_SETTLE_SECONDS)
+            _time_ms(*self.prepared[name], 1)
+        return _time_ms(*self.prepared[name], self._passes[name])
+
+    def circumstances(self, blocks: int) -> dict[str, Any]:
+        """Return what else was the case while the samples were taken."""
+        cores = self._load.cores
+        return {"blocks": blocks, **({} if cores is None else {"other_load": round(cores, 2)})}
 
 
 def _passes_per_sample(model: nn.Module, batch: Inputs, warmup: int) -> int:

@@ -1,4 +1,5 @@
 import dataclasses
+import statistics
 
 import pytest
 import records
@@ -46,3 +47,24 @@ def test_a_model_whose_time_lags_far_behind_its_arithmetic_says_so(milliseconds,
     notes = honest_notes(dataclasses.replace(teacher, model="other", measurements=other), base)
     assert [n for n in notes if "2.00 times fewer multiply-accumulates" in n] == list(notes)
     assert bool(notes) == is_said
+
+
+STEADY = [10.0, 10.2, 9.9, 10.1] * 5
+
+
+@pytest.mark.parametrize(
+    ("samples", "conditions", "said"),
+    [
+        (STEADY, {"blocks": 5, "other_load": 0.02}, None),
+        ([10.0, 10.0, 14.0, 7.0] * 5, {"blocks": 5}, "vary by 40 %"),
+        ([*STEADY[:16], *[12.0] * 4], {"blocks": 5}, "drift by 19 % (medians of 5 blocks of samples)"),
+        ([*STEADY[:16], *[12.0] * 4], {}, None),
+        (STEADY, {"blocks": 5, "other_load": 0.84}, "other programs kept 0.8 cores busy"),
+    ],
+    ids=["quiet", "spread", "drift", "without blocks", "load"],
+)
+def test_times_of_a_machine_that_does_something_else_or_changes_its_speed_say_so(samples, conditions, said):
+    latency = Measurement("latency", statistics.median(samples), "ms", {"batch_size": 1, **conditions}, samples)
+    notes = honest_notes(dataclasses.replace(records.three()[0], measurements=(latency,)), None)
+    assert len(notes) == (said is not None)
+    assert not said or (said in notes[0] and "the machine was noisy" in notes[0])

@@ -1,10 +1,13 @@
+import os
 import statistics
+import time
 
 import pytest
 import tiny
 import torch
 
 from hf_compress.errors import ConfigError, UnsupportedError
+from hf_compress.measurement import busy, speed
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.measurement.speed import measure_latency
 
@@ -58,3 +61,48 @@ def test_an_error_while_timing_leaves_every_part_in_its_mode():
     with pytest.raises(ValueError, match="input_ids"):
         measure_latency({"bert": model}, lambda model, batch_size: {"no_such_input": torch.ones(1)})
     assert [part.training for part in model.modules()] == modes
+
+
+def test_blocks_go_through_all_batch_sizes_each_and_are_equally_long(monkeypatch):
+    calls, made = [], {}
+
+    def noted(model, batch_size):
+        made[batch_size] = dummy_inputs(model, batch_size)
+        return made[batch_size]
+
+    model = tiny.bert()
+    model.register_forward_hook(lambda m, a, k, out: calls.append(len(out.logits)), with_kwargs=True)
+    monkeypatch.setattr(speed, "_SHORTEST_SAMPLE_MS", 0.0)
+    found = measure_latency({"bert": model}, noted, batch_sizes=(1, 4), warmup=0, rounds=5, seconds=0.0, blocks=3)
+    # Each block times one pass alone before its two samples; the last passes count multiply-accumulates.
+    assert calls == [1, 1, 1, 4, 4, 4] * 3 + [1, 4]
+    for latency in found["bert"][::3]:
+        assert (len(latency.samples), latency.conditions["blocks"]) == (6, 3)
+        assert latency.value == statistics.median(latency.samples)
+
+
+def test_processor_time_of_others_is_counted_without_idle_time_and_our_own(tmp_path, monkeypatch):
+    stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(busy, "_STAT", stat)
+    monkeypatch.setattr(busy, "_SHORTEST_SECONDS", 0.0)
+    load = busy.OtherLoad()
+    begin = time.perf_counter()
+    for others in (3, 0):
+        stat.write_text(f"cpu  {50 * ticks} 0 0 7000 100 0 0 0 0 0\ncpu0 1 2\n")
+        with load:
+            # Three seconds of others' and of the host's time, and much idle time.
+            stat.write_text(f"cpu  {(50 + others) * ticks} 0 0 9000 900 0 0 {others * ticks} 0 0\ncpu0 1 2\n")
+            time.sleep(0.1)
+    assert 5.5 < load.cores * load._seconds <= 6
+    assert load._seconds < time.perf_counter() - begin
+
+
+def test_where_the_system_does_not_say_or_time_is_short_the_load_is_unknown(tmp_path, monkeypatch):
+    with busy.OtherLoad() as short:
+        pass
+    assert short.cores is None
+    monkeypatch.setattr(busy, "_SHORTEST_SECONDS", 0.0)
+    monkeypatch.setattr(busy, "_STAT", tmp_path / "missing")
+    with busy.OtherLoad() as missing:
+        pass
+    assert missing.cores is None
