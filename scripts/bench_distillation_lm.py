@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 
 from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, cache_teacher
 from hf_compress.measurement.environment import environment
+from hf_compress.recipes.stages import fast_arguments
 
 LENGTH = 256
 KD = {"temperature": 1.0, "task_weight": 0.1, "logit_weight": 0.9}
@@ -51,8 +52,7 @@ def train(model, steps, rate, seed, config=None, teacher=None):
     arguments = TrainingArguments(
         str(args.work / "run"), max_steps=steps or 1, per_device_train_batch_size=32, per_device_eval_batch_size=64,
         learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, adam_beta2=0.99,
-        bf16=True, use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to="none",
-        logging_steps=100, seed=seed, disable_tqdm=True, prediction_loss_only=True,
+        seed=seed, prediction_loss_only=True, **fast_arguments() | {"save_strategy": "no", "logging_steps": 100},
     )  # fmt: skip
     compression = None if config is None else CompressionConfig(DistillationConfig(**config))
     extra = {"train_dataset": data["train"], "eval_dataset": data["validation"], "compression": compression}

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from hf_compress import cache_teacher
 from hf_compress.measurement.environment import environment
+from hf_compress.recipes.stages import fast_arguments
 
 
 def parser(doc, steps, learning_rate):
@@ -70,9 +71,8 @@ def score(trainer_class, model, args, seed, tokenizer, data, *, trains=True, **e
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=64,
-            learning_rate=args.learning_rate, warmup_steps=0.05, bf16=True, seed=seed, report_to="none",
-            train_sampling_strategy="group_by_length", save_strategy="no", disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(), logging_steps=200,
+            learning_rate=args.learning_rate, warmup_steps=0.05, seed=seed, train_sampling_strategy="group_by_length",
+            **fast_arguments() | {"save_strategy": "no", "logging_steps": 200},
         )  # fmt: skip
         trainer = trainer_class(
             model, arguments, train_dataset=data["train"], eval_dataset=data["test"], compute_metrics=accuracy,
@@ -92,7 +92,8 @@ def table(args, cases, run, leave_out=("data", "dense", "output", "cache", "unla
                 continue
             found[case][str(seed)] = run(case, seed)
             settings = {k: v for k, v in vars(args).items() if k not in leave_out}
-            content = {"settings": settings, "environment": environment(), "runs": found}
+            place = {**environment(), "bf16": fast_arguments()["bf16"]}
+            content = {"settings": settings, "environment": place, "runs": found}
             args.output.write_text(json.dumps(content, indent=2))
     for case, scores in found.items():
         spread = statistics.stdev(scores.values()) if len(scores) > 1 else 0.0

@@ -20,6 +20,8 @@ from transformers import (
     set_seed,
 )
 
+from hf_compress.recipes.stages import fast_arguments
+
 SHAPE = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -67,9 +69,9 @@ def distil(model, args, tokenizer, text, steps, seed, pruning=None, quantization
     from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig
 
     arguments = TrainingArguments(
-        str(args.output.with_suffix(".run")), max_steps=steps, per_device_train_batch_size=16, bf16=True,
-        learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.05, save_strategy="no",
-        report_to="none", disable_tqdm=True, logging_steps=100, use_cpu=not torch.cuda.is_available(), seed=seed,
+        str(args.output.with_suffix(".run")), max_steps=steps, per_device_train_batch_size=16, seed=seed,
+        learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.05,
+        **fast_arguments() | {"save_strategy": "no", "logging_steps": 100},
     )  # fmt: skip
     terms = DistillationConfig(temperature=1.0, task_weight=0.1, logit_weight=0.9)
     trainer = CompressionTrainer(
@@ -91,7 +93,8 @@ def table(args, cases, run):
             found[case][str(seed)] = run(case, seed)
             print(case, seed, found[case][str(seed)], flush=True)
             settings = {k: v for k, v in vars(args).items() if k not in ("model", "data", "output")}
-            content = {"settings": settings, "environment": environment(), "runs": found}
+            place = {**environment(), "bf16": fast_arguments()["bf16"]}
+            content = {"settings": settings, "environment": place, "runs": found}
             args.output.write_text(json.dumps(content, indent=2))
     return found
 
@@ -108,9 +111,8 @@ def main():
     tokenizer = make_tokenizer(text)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **SHAPE))
     arguments = TrainingArguments(
-        f"{args.output}.run", max_steps=args.steps, per_device_train_batch_size=16, learning_rate=2e-3, bf16=True,
-        lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, report_to="none", save_steps=200,
-        save_total_limit=1, disable_tqdm=True, logging_steps=50, use_cpu=not torch.cuda.is_available(),
+        f"{args.output}.run", max_steps=args.steps, per_device_train_batch_size=16, learning_rate=2e-3,
+        lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, **fast_arguments(),
     )  # fmt: skip
     rows = packed(tokenizer, text)
     trainer = Trainer(
