@@ -53,7 +53,7 @@ class Fitting:
         Raises:
             UnsupportedError: if none is predicted to keep to the budget.
         """
-        table = Table(self._measured(candidates(self.cutter, self.forms)), self.cutter.layers)
+        table = self.table()
         every = candidates(self.cutter, self.forms)
         dense = self.once("dense", self._dense)
         limits = {n: self.limit(n, dense[what]) for n, what in LIMITS.items() if getattr(self.config, n) is not None}
@@ -94,6 +94,16 @@ class Fitting:
         # The steps are counted within what asks for them.
         marks = (m for m in (self.folder / "state").glob("*.json") if not m.name.startswith("steps-"))
         return 60 * self.config.minutes - sum(json.loads(m.read_text(encoding="utf-8"))["seconds"] for m in marks)
+
+    def table(self) -> Table:
+        """Return what the measured corners of each form say of the rest; forms that refuse the model are dropped."""
+        return Table(self._measured(candidates(self.cutter, self.forms)), self.cutter.layers)
+
+    def measure(self, chosen: Sequence[Candidate]) -> list[dict[str, float]]:
+        """Build candidates without training and measure them in turn: "bytes", "parameters" and "latency"."""
+        for candidate in chosen:
+            self.once(f"corner-{_folder_name(candidate)}", self._build, candidate)
+        return self._measure([self._corner(c) for c in chosen])
 
     def _measured(self, every: Sequence[Candidate]) -> dict[Candidate, dict[str, float]]:
         """Build the corners of every form and measure them all in turn; forms that refuse the model are left out."""
