@@ -35,7 +35,7 @@ def run(case, seed):
     """Train one student."""
     teacher = AutoModelForSequenceClassification.from_pretrained(args.dense)
     if case == "teacher":
-        return sst2.score(CompressionTrainer, teacher, args, seed, tokenizer, data, trains=False)
+        return sst2.score(CompressionTrainer, teacher, args, seed, tokenizer, data, steps=0)
     set_seed(seed)
     student = make_student(teacher, layers=3)
     if "random" in case:

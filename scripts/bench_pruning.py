@@ -1,14 +1,23 @@
 """Accuracy of pruned MiniLM on SST-2 by criterion, sparsity and seed, at equal budgets, with and without distillation.
 
+"sparsegpt" prunes between rounds of training (`prune_oneshot`), with the training of `criterion="keep"` after each.
+
     python scripts/bench_pruning.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 The dense model is fine-tuned beforehand, say with train_text_classification.py; its embeddings are frozen. Each
 finished run is kept in the output, so the script goes on where it was stopped.
 """
 
 import sst2
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, PruningConfig
+from hf_compress import (
+    CompressionConfig,
+    CompressionTrainer,
+    DistillationConfig,
+    OneShotConfig,
+    PruningConfig,
+    prune_oneshot,
+)
 
 CRITERIA = {
     "magnitude, one-shot": {"schedule": "constant", "begin": 0.0, "end": 0.0},
@@ -16,6 +25,9 @@ CRITERIA = {
     # As in its paper, in each weight apart: sums of gradients of different layers do not compare.
     "movement": {"criterion": "movement", "scope": "uniform", "regrow": True},
     "platon": {"criterion": "platon", "scope": "global", "regrow": True},
+    "sparsegpt, untrained": [0.0],
+    "sparsegpt, 1 round": [1.0],
+    "sparsegpt, 4 rounds": [0.15, 0.15, 0.2, 0.5],
 }
 
 parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
@@ -34,7 +46,7 @@ def run(case, seed):
     model = AutoModelForSequenceClassification.from_pretrained(args.dense)
     model.base_model.embeddings.requires_grad_(False)
     if case == "dense":
-        return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, trains=False)
+        return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, steps=0)
     sparsity, name, how = case.split(" | ")
     # What is not in the cache is asked of the dense model itself.
     has_texts = how.endswith("text")
@@ -44,9 +56,29 @@ def run(case, seed):
     if has_texts:
         dense = AutoModelForSequenceClassification.from_pretrained(args.dense)
         extra = {"teacher": dense, "unlabeled_dataset": texts}
+    if isinstance(CRITERIA[name], list):
+        return in_rounds(model, float(sparsity), CRITERIA[name], seed, distillation, extra)
     pruning = PruningConfig(float(sparsity), exclude=("pooler",), **CRITERIA[name])
     extra["compression"] = CompressionConfig(distillation, pruning)
     return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, **extra)
+
+
+def in_rounds(model, sparsity, shares, seed, distillation, extra):
+    """Prune without training and train what is left, with a part of all steps in each round."""
+    collate = DataCollatorWithPadding(tokenizer)
+    rows = data["train"].shuffle(seed=seed).select(range(512)).select_columns(["input_ids", "attention_mask"])
+    batches = [dict(collate(list(rows.select(range(i, i + 32))))) for i in range(0, 512, 32)]
+    pruning = PruningConfig(criterion="keep", exclude=("pooler",))
+    found = 0.0
+    for number, share in enumerate(shares, 1):
+        # The same factor of the weights that are left goes in each round.
+        now = 1 - (1 - sparsity) ** (number / len(shares))
+        model = prune_oneshot(model, OneShotConfig(sparsity=now, scope="sensitivity", refine=20), batches)
+        extra["compression"] = CompressionConfig(distillation, pruning)
+        steps = round(share * args.steps)
+        found = sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, steps=steps, **extra)
+        print(f"{now:.3f} after {steps} steps: {found:.4f}", flush=True)
+    return found
 
 
 cases = [f"{s} | {c} | {d}" for s in args.sparsities for c in args.criteria for d in args.distil]

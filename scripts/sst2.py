@@ -66,11 +66,12 @@ def accuracy(prediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def score(trainer_class, model, args, seed, tokenizer, data, *, trains=True, **extra) -> float:
-    """Train for the given steps, embeddings frozen unless they are new, and return the accuracy."""
+def score(trainer_class, model, args, seed, tokenizer, data, *, steps=None, **extra) -> float:
+    """Train, for `args.steps` unless given, embeddings frozen unless they are new, and return the accuracy."""
+    steps = args.steps if steps is None else steps
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=64,
+            folder, max_steps=steps or 1, per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=64,
             learning_rate=args.learning_rate, warmup_steps=0.05, seed=seed, train_sampling_strategy="group_by_length",
             **fast_arguments() | {"save_strategy": "no", "logging_steps": 200},
         )  # fmt: skip
@@ -78,7 +79,7 @@ def score(trainer_class, model, args, seed, tokenizer, data, *, trains=True, **e
             model, arguments, train_dataset=data["train"], eval_dataset=data["test"], compute_metrics=accuracy,
             data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer, **extra,
         )  # fmt: skip
-        if trains:
+        if steps:
             trainer.train()
         return trainer.evaluate()["eval_accuracy"]
 
