@@ -22,10 +22,11 @@ def dummy_inputs(
     """Make random inputs that the model accepts, on its device; the global random state is left alone.
 
     Args:
-        model: a transformers model whose main input is input_ids, pixel_values or input_values.
+        model: a transformers model whose main input is input_ids, pixel_values, input_values or input_features; one
+            with a text and a vision model side by side (CLIP) gets both.
         batch_size: number of examples, at least 1.
-        length: tokens (default 128, never more than the model has positions), audio samples (default 16000), or the
-            side of an image in pixels where the config does not fix it (default 224).
+        length: tokens (default 128, never more than the model has positions; of Whisper, of what it writes), audio
+            samples (default 16000), or the side of an image in pixels where the config does not fix it (default 224).
         seed: of the helper's own generator.
 
     Raises:
@@ -35,13 +36,19 @@ def dummy_inputs(
     if batch_size < 1 or (length is not None and length < 1):
         raise ConfigError(f"batch_size and length must be at least 1, found {batch_size} and {length}")
     kind = getattr(model, "main_input_name", None)
-    makers = {"input_ids": _text, "pixel_values": _images, "input_values": _audio}
-    if kind not in makers or getattr(model, "config", None) is None:
+    makers = {"input_ids": _text, "pixel_values": _images, "input_values": _audio, "input_features": _features}
+    config = getattr(model, "config", None)
+    # Of the models that take features Whisper's config says their shape.
+    is_known = kind != "input_features" or hasattr(config, "num_mel_bins")
+    if kind not in makers or config is None or not is_known:
         raise UnsupportedError(
             f"{type(model).__name__}: inputs are made up from a config, for {', '.join(makers)}, not for {kind}; "
             "give inputs of your own (measure: inputs=, export: batches=)"
         )
-    inputs = makers[kind](model, batch_size, length, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    inputs = makers[kind](model, batch_size, length, generator)
+    if kind == "input_ids" and hasattr(model, "text_model") and hasattr(model, "vision_model"):
+        inputs |= _images(model.vision_model, batch_size, None, generator)
     first = next(model.parameters())
     return {
         name: t.to(first.device, floating_dtype(model) if t.is_floating_point() else None)
@@ -71,14 +78,18 @@ def check_sample(sample: Any) -> None:
 
 
 def describe_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the shape of one example as a condition: {"length": 128}, {"image": "8x8"} or {"samples": 16000}."""
+    """Return the shape of one example as conditions: {"length": 128}, {"image": "8x8"}, {"samples": 16000} ..."""
+    found: dict[str, Any] = {}
     if "input_ids" in inputs:
-        return {"length": inputs["input_ids"].shape[1]}
+        found["length"] = inputs["input_ids"].shape[1]
     if "pixel_values" in inputs:
-        return {"image": "x".join(str(n) for n in inputs["pixel_values"].shape[-2:])}
+        found["image"] = "x".join(str(n) for n in inputs["pixel_values"].shape[-2:])
     if "input_values" in inputs:
-        return {"samples": inputs["input_values"].shape[1]}
-    return {}
+        found["samples"] = inputs["input_values"].shape[1]
+    if "input_features" in inputs:
+        found["frames"] = inputs["input_features"].shape[-1]
+        found |= {"length": inputs["decoder_input_ids"].shape[1]} if "decoder_input_ids" in inputs else {}
+    return found
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
@@ -126,3 +137,14 @@ def _audio(model: Any, batch_size: int, length: int | None, generator: torch.Gen
     else:
         shape = (batch_size, length or _AUDIO_SAMPLES)
     return {"input_values": torch.randn(shape, generator=generator)}
+
+
+def _features(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    config = model.config
+    # Whisper takes spectrograms of one length only, two frames a position.
+    frames = 2 * config.max_source_positions
+    tokens = min(length or _TOKENS, config.max_target_positions)
+    return {
+        "input_features": torch.randn((batch_size, config.num_mel_bins, frames), generator=generator),
+        "decoder_input_ids": torch.randint(0, config.vocab_size, (batch_size, tokens), generator=generator),
+    }

@@ -32,6 +32,7 @@ _CONDITION_LABELS = {
     "length": "length {}",
     "image": "image {}",
     "samples": "{} audio samples",
+    "frames": "{} frames",
     "device": "{}",
     "threads": "{} threads",
 }

@@ -2,13 +2,14 @@ import os
 import statistics
 import time
 
+import architectures
 import pytest
 import tiny
 import torch
 
 from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement import busy, speed
-from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.measurement.inputs import describe_inputs, dummy_inputs
 from hf_compress.measurement.speed import measure_latency
 
 
@@ -36,15 +37,17 @@ def test_a_model_that_does_more_work_is_slower():
     assert min(found["one"][0].samples) < min(found["eight"][0].samples)
 
 
-@pytest.mark.parametrize("make", [tiny.bert, tiny.vit, tiny.llama, tiny.t5], ids=["bert", "vit", "llama", "t5"])
-def test_dummy_inputs_are_accepted_repeatable_and_never_too_long(make):
-    model = make().eval()
+@pytest.mark.parametrize("name", sorted(architectures.MODELS))
+def test_dummy_inputs_are_accepted_repeatable_and_never_too_long(name):
+    model = architectures.build(name)
     state = torch.random.get_rng_state()
     one, other = (dummy_inputs(model, batch_size=3) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(one[k], other[k]) for k in one)
     with torch.no_grad():
-        assert len(model(**one)[0]) == 3
+        found = model(**one)
+    assert len(found.logits if "logits" in found else found.logits_per_image) == 3
+    assert describe_inputs(one)
 
 
 def test_impossible_inputs_are_refused():
