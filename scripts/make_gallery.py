@@ -1,6 +1,6 @@
 """Run the built-in recipes and put their cards, records and pictures into model_cards/.
 
-    python scripts/make_gallery.py [--text FILE]     # with a text file the language-model recipe too
+    python scripts/make_gallery.py [--text FILE [--model FOLDER_OR_ID]]    # with a text the language-model recipe too
 Numbers are those of the machine that this runs on; nothing else may use it meanwhile.
 """
 
@@ -16,10 +16,12 @@ from hf_compress.measurement.schema import record_schema
 GALLERY = Path(__file__).parents[1] / "model_cards"
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--text", help="text file for the language-model recipe")
+parser.add_argument("--model", help="language model of that recipe instead of its own")
 args = parser.parse_args()
 jobs = {"digits": []}
 if args.text:
     jobs["language-model"] = [f"task.files.train={args.text}"]
+    jobs["language-model"] += [f"stages.dense.source={args.model}"] if args.model else []
 for name, settings in jobs.items():
     with tempfile.TemporaryDirectory() as place:
         folder = run_recipe(name, Path(place) / name, overrides=settings)

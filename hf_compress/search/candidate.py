@@ -77,24 +77,41 @@ class Cutter:
         """Return the whole model that a candidate is cut from, its teacher, and the task with its tokens."""
         return self._own if candidate.has_own_vocabulary and self._own else (self.model, self.task)
 
-    def cut(self, candidate: Candidate, layout: str, rounds: int = _ROUNDS) -> Any:
+    def cut(self, candidate: Candidate, layout: str, rounds: int = _ROUNDS, samples: int | None = None) -> Any:
         """Return the cut model.
 
         Args:
             candidate: what to cut.
             layout: "per_layer" or "uniform".
             rounds: in how many steps units go.
+            samples: that decide what goes; None: as many as there are for that.
         """
         from hf_compress.pruning.oneshot.api import prune_oneshot
         from hf_compress.pruning.oneshot.config import OneShotConfig
 
         model, task = self.parent(candidate)
         keep: dict[str, Any] = {} if candidate.layers is None else {"layers": candidate.layers}
-        if candidate.keep < 1:
-            keep |= dict.fromkeys(("ffn", "heads") if layout == "per_layer" else ("ffn",), candidate.keep)
+        keep |= _units(candidate, layout) if candidate.keep < 1 else {}
         if not keep:
             return copy.deepcopy(model)
-        return prune_oneshot(model, OneShotConfig(keep=keep, rounds=rounds, layout=layout), self.batches(task))
+        config = OneShotConfig(keep=keep, rounds=rounds, layout=layout)
+        return prune_oneshot(model, config, self.batches(task, samples))
+
+    def sketch(self, candidate: Candidate, layout: str) -> Any:
+        """Return a model of the sizes that `cut` gives it, fast: for bytes and times, not for predictions."""
+        from hf_compress.architecture.shrink import shrink
+        from hf_compress.pruning.oneshot.api import prune_oneshot
+        from hf_compress.pruning.oneshot.config import OneShotConfig
+
+        model, task = self.parent(candidate)
+        if candidate.layers is not None:
+            model = shrink(model, layers=candidate.layers)
+        if candidate.keep == 1:
+            return copy.deepcopy(model)
+        config = OneShotConfig(
+            keep=_units(candidate, layout), criterion="magnitude", repair=None, rounds=1, layout=layout
+        )
+        return prune_oneshot(model, config, self.batches(task, 1))
 
     def batches(self, task: Any, samples: int | None = None, size: int = 32) -> list[dict[str, Any]]:
         """Return training samples as batches."""
@@ -127,6 +144,11 @@ class Cutter:
             return []
         decode = self.task.processing_class.decode
         return [decode(ids, skip_special_tokens=True) for ids in rows["input_ids"]]
+
+
+def _units(candidate: Candidate, layout: str) -> dict[str, float]:
+    # Heads go alone only where each layer may have its own number of them.
+    return dict.fromkeys(("ffn", "heads") if layout == "per_layer" else ("ffn",), candidate.keep)
 
 
 def load_for_task(source: str, config: TaskConfig) -> tuple[Any, Any]:

@@ -91,7 +91,7 @@ class BudgetConfig(Options):
         default=(), metadata={"help": "float32, nf4, onnx-int8, openvino-int8; empty: all that are installed"}
     )
     finalists: int = field(default=3, metadata={"help": "candidates that are trained briefly, at least 1"})
-    samples: int = field(default=1024, metadata={"help": "training samples that decide what is cut, at least 1"})
+    samples: int = field(default=512, metadata={"help": "training samples that decide what is cut, at least 1"})
     batch_size: int = field(default=1, metadata={"help": "of the latency, at least 1"})
     length: int | None = field(default=None, metadata={"help": "tokens of the latency; default 128"})
     learning_rate: float = field(default=1e-4, metadata={"help": "of the training with distillation, above 0"})

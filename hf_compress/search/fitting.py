@@ -5,6 +5,7 @@ Level: outside.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ class Fitting:
     def __init__(self, folder: Path, cutter: Cutter, config: BudgetConfig, forms: Mapping[str, Any]) -> None:
         self.folder, self.cutter, self.config, self.forms = folder, cutter, config, dict(forms)
         self.built: dict[Candidate, Mapping[str, float]] = {}
+        self._cuts: dict[tuple[Candidate, str], Any] = {}
 
     def choose(self) -> tuple[Candidate, dict[str, float], list[Outlook]]:
         """Return the candidate that was made, the absolute limits, and what was expected of all candidates.
@@ -61,7 +63,7 @@ class Fitting:
         say(f"{len(fitting)} of {len(every)} candidates are predicted to keep to the budget")
         if not fitting:
             raise UnsupportedError(self._closest(table, every, limits))
-        losses = self.once("losses", self._losses)
+        losses = self.once("losses", self._losses, sorted({c.form for c in fitting}))
         ranked = sorted(fitting, key=lambda c: self._expected(c, losses))
         scores = self._tried(ranked)
         candidate = self._finished(sorted(scores, key=lambda c: -scores[c]))
@@ -77,7 +79,7 @@ class Fitting:
                 scores.get(c),
             )
 
-        return candidate, limits, [outlook(c) for c in every]
+        return candidate, limits, [outlook(c) for c in every if c.form in losses["form"]]
 
     def once(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """Return the result of a step, from its file if it was done before."""
@@ -126,7 +128,7 @@ class Fitting:
         say(f"building {candidate}")
         _, task = self.cutter.parent(candidate)
         try:
-            model = self.cutter.cut(candidate, self._layout(candidate), rounds=1)
+            model = self.cutter.sketch(candidate, self._layout(candidate))
             self._write(candidate, model, task, self._corner(candidate))
         except HfCompressError as error:
             return str(error)
@@ -176,8 +178,12 @@ class Fitting:
             "a form, or start from a smaller model"
         )
 
-    def _losses(self) -> dict[str, dict[str, float]]:
-        """Return what each form, each part of the units and each depth does alone to the predictions, in nats."""
+    def _losses(self, forms: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return what each form, each part of the units and each depth does alone to the predictions, in nats.
+
+        Args:
+            forms: that may keep to the budget.
+        """
         from hf_compress.measurement.load import load_measured
         from hf_compress.quantization.sensitivity import mean_divergence, predictions
 
@@ -187,20 +193,21 @@ class Fitting:
         def loss(model: Any) -> float:
             return mean_divergence(model.eval(), batches, wanted)
 
-        found: dict[str, dict[str, float]] = {"form": {}}
-        for form in self.forms:
-            say(f"what {form} does alone")
-            found["form"][form] = loss(load_measured(self._corner(Candidate(form))))
+        def cut(candidate: Candidate, layout: str) -> Any:
+            return self.cutter.cut(candidate, layout, rounds=1, samples=min(_CALIBRATION, self.config.samples))
+
+        say(f"what {', '.join(forms)} do alone")
+        found = {"form": {form: loss(load_measured(self._corner(Candidate(form)))) for form in forms}}
         every = candidates(self.cutter, self.forms)
-        for form in self.forms:
+        for form in forms:
             layout = self._layout(Candidate(form))
             if layout not in found:
-                keeps = sorted({c.keep for c in every})
                 say(f"what fewer units do alone, {layout}")
-                found[layout] = {str(k): loss(self.cutter.cut(Candidate(form, k), layout)) for k in keeps}
+                keeps = sorted({c.keep for c in every})
+                found[layout] = {str(k): loss(cut(Candidate(form, k), layout)) for k in keeps}
         depths = sorted({c.layers for c in every if c.layers})
         say("what fewer layers do alone")
-        found["layers"] = {str(n): loss(self.cutter.cut(Candidate("float32", 1.0, n), "uniform")) for n in depths}
+        found["layers"] = {str(n): loss(cut(Candidate(forms[0], 1.0, n), "uniform")) for n in depths}
         return found
 
     def _expected(self, candidate: Candidate, losses: Mapping[str, Mapping[str, float]]) -> float:
@@ -235,8 +242,12 @@ class Fitting:
 
         teacher, task = self.cutter.parent(candidate)
         work = self.folder / "work" / name
+        key = candidate.cut, self._layout(candidate)
+        if key not in self._cuts:
+            say(f"cutting {candidate}")
+            self._cuts[key] = self.cutter.cut(*key)
         set_seed(self.config.seed)
-        model = self.cutter.cut(candidate, self._layout(candidate))
+        model = copy.deepcopy(self._cuts[key])
         steps = self.once(f"steps-{name}", steps_in, seconds, model, teacher, task, work, self.config)
         return train(str(candidate), model, teacher, task, work, self.config, steps)
 
