@@ -50,3 +50,29 @@ class ProgressLines(TrainerCallback):
         if state.is_world_process_zero and found and args.disable_tqdm:
             seconds = time.monotonic() - self._started
             say(f"  {self.name} {state.global_step}/{state.max_steps}  {'  '.join(found)}  ({seconds:.0f} s)")
+
+
+class StepClock(TrainerCallback):
+    """Times optimizer steps, and ends the training when that has taken long enough.
+
+    Args:
+        first: steps that are left out, at least 1.
+        limit: seconds after which training ends, once more steps than `first` are done.
+    """
+
+    def __init__(self, first: int, limit: float) -> None:
+        self._first, self._limit = first, limit
+        self._ends: list[float] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the clock."""
+        self._ends.append(time.monotonic())
+        if len(self._ends) > self._first and self._ends[-1] - self._ends[0] > self._limit:
+            control.should_training_stop = True
+
+    @property
+    def seconds(self) -> float:
+        """Mean time of a step; there must be more of them than `first`."""
+        return (self._ends[-1] - self._ends[self._first - 1]) / (len(self._ends) - self._first)

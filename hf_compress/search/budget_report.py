@@ -5,6 +5,7 @@ Level: outside. matplotlib is imported inside functions.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,17 @@ from hf_compress.report.tables import draw_table, significant
 from hf_compress.search.candidate import Candidate
 
 _SHOWN = 20
+# First word of a step's file in `state` -> what it was spent on.
+_STEPS = {
+    "corner": "building models, untrained, to be measured",
+    "corners": "measuring them",
+    "dense": "measuring the whole model",
+    "losses": "what each cut and each form does alone",
+    "built": "measuring the best candidates, untrained",
+    "tried": "cutting and training the best few briefly",
+    "final": "cutting and training the chosen one",
+    "measured": "measuring it",
+}
 # Limit -> what is drawn across: the number, its label and how much is one on the axis.
 _AXES = {
     "max_latency": ("latency", "latency in ms", 1.0),
@@ -63,11 +75,24 @@ def write_budget_report(
         "stands:",
         draw_table([header, *(_line(o) for o in ranked[:_SHOWN])], "markdown"),
         *(f"![candidates]({p.name})" for p in pictures),
+        "What it cost:",
+        draw_table([["", "steps", "seconds"], *costs(folder)], "markdown"),
     ]
     part = folder / "budget.md.part"
     part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     os.replace(part, folder / "budget.md")
     return pictures
+
+
+def costs(folder: Path) -> list[list[str]]:
+    """Return what the steps of a search were spent on: what, how many, and seconds in all."""
+    spent: dict[str, list[float]] = {}
+    for mark in (folder / "state").glob("*.json"):
+        # How many steps of training fit in was found out within what asked for it.
+        kind = mark.stem.split("-")[0]
+        if kind in _STEPS:
+            spent.setdefault(kind, []).append(json.loads(mark.read_text(encoding="utf-8"))["seconds"])
+    return [[text, str(len(spent[kind])), f"{sum(spent[kind]):.0f}"] for kind, text in _STEPS.items() if kind in spent]
 
 
 def _line(outlook: Outlook) -> list[str]:

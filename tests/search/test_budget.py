@@ -14,13 +14,21 @@ from pathlib import Path
 import pytest
 import tiny
 from tiny_recipe import RECIPE, TINY
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    TrainerControl,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_compress import fit_budget
 from hf_compress.cli import main
 from hf_compress.errors import ConfigError, OutputExistsError, UnsupportedError
-from hf_compress.search.budget_report import Outlook, plot_outlooks
-from hf_compress.search.candidate import KEEPS, Candidate
+from hf_compress.recipes.config import TaskConfig
+from hf_compress.recipes.progress import StepClock
+from hf_compress.search.budget_report import Outlook, costs, plot_outlooks
+from hf_compress.search.candidate import KEEPS, Candidate, Cutter
 from hf_compress.search.measured import drop
 from hf_compress.search.table import Table, corners
 
@@ -128,6 +136,36 @@ def test_the_picture_has_every_candidate_the_limit_and_the_choice():
     assert sum(n for label, n in drawn.items() if "budget" in label) == len(candidates)
     assert drawn["chosen"] == 1
     assert [list(line.get_xdata()) for line in axes.get_lines()][-1] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+@pytest.mark.parametrize("candidate", [Candidate("float32", 0.5), Candidate("float32", 0.25, 2)], ids=str)
+def test_the_fast_model_for_sizes_and_times_is_as_large_as_the_one_that_is_made(whole, candidate, layout):
+    cutter = Cutter(str(whole), TaskConfig.from_dict(TASK), samples=16, seed=0)
+    made, sketched = cutter.cut(candidate, layout), cutter.sketch(candidate, layout)
+    assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in sketched.parameters())
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0.0, 5), (100.0, 8)])
+def test_steps_are_timed_without_the_first_until_that_took_long_enough(monkeypatch, limit, steps):
+    # The first four take a second each, the others three.
+    ends = iter([1.0, 2.0, 3.0, 4.0, 7.0, 10.0, 13.0, 16.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(ends))
+    clock, control, done = StepClock(4, limit), TrainerControl(), 0
+    while done < 8 and not control.should_training_stop:
+        clock.on_step_end(None, None, control)
+        done += 1
+    assert (done, clock.seconds) == (steps, 3.0)
+
+
+def test_the_report_says_what_each_step_cost(fitted):
+    folder, _ = fitted
+    marks = {p.stem: json.loads(p.read_text())["seconds"] for p in (folder / "state").glob("*.json")}
+    rows = {text: (int(steps), int(seconds)) for text, steps, seconds in costs(folder)}
+    tried = [seconds for name, seconds in marks.items() if name.startswith("tried-")]
+    assert rows["cutting and training the best few briefly"] == (len(tried), round(sum(tried)))
+    assert sum(steps for steps, _ in rows.values()) == sum(not name.startswith("steps-") for name in marks)
+    assert "cutting and training the chosen one" in (folder / "budget.md").read_text()
 
 
 SCRIPT = """
