@@ -135,7 +135,8 @@ class Movement(Criterion):
     """Minus the sum of weight x gradient over the steps: large for weights that move away from zero.
 
     The score's learning rate is left out, since it does not change the ranking. With `regrow=True` the weight is the
-    straight-through one, as in the paper.
+    straight-through one, as in the paper. Over some hundred steps the sum is mostly noise, which is largest for large
+    weights (scripts/bench_scores.py): the papers train for many epochs; `taylor` and `platon` serve short runs.
 
     Source: Sanh et al. 2020, "Movement pruning" (hard movement pruning, top-v).
     """
