@@ -17,7 +17,7 @@ from pathlib import Path
 from hf_compress.errors import DiskFullError, OutputExistsError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What writers other than Python's say of these numbers: safetensors, Arrow, and torch.save, which names none.
+# What writers other than Python's say: safetensors, exporters, and torch.save, which names no reason.
 _FULL_TEXTS = (
     *(f"os error {number})" for number in sorted(_FULL)),
     *(os.strerror(number) for number in sorted(_FULL)),
@@ -57,7 +57,7 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
     with full_disk_explained(f"{output} was not written, and nothing is left of it; free some space and run again"):
         output.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(output)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch, _held(scratch):
+        with _scratch(output) as scratch:
             part = Path(scratch) / output.name
             yield part
             os.replace(part, output)
@@ -90,23 +90,36 @@ def full_disk_explained(outcome: str) -> Iterator[None]:
 
 
 def _is_full(error: Exception) -> bool:
-    is_named = isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL)
-    return is_named or any(text in str(error) for text in _FULL_TEXTS)
+    if isinstance(error, OSError):
+        return isinstance(error, DiskFullError) or error.errno in _FULL
+    return any(text in str(error) for text in _FULL_TEXTS)
 
 
 @contextlib.contextmanager
-def _held(folder: str) -> Iterator[None]:
-    """Hold a lock on `folder`, which the system gives back when the process dies."""
-    descriptor = _lock(folder)
+def _scratch(output: Path) -> Iterator[str]:
+    """Yield a new folder beside `output`, locked as long as this process lives, and remove it."""
+    folder, descriptor = "", None
+    while not os.path.isdir(folder):
+        folder = tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)
+        try:
+            descriptor = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            # Another process took it for a leftover before it was locked.
+            folder = ""
     try:
-        yield
+        yield folder
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
 
 def _lock(folder: str) -> int | None:
-    """Return the open file that holds the lock on `folder`; None if another has it, or there are no locks here."""
+    """Return an open file that holds a lock on `folder` until the process dies; None where there are no locks.
+
+    Raises:
+        BlockingIOError: if another one holds it.
+    """
     try:
         import fcntl
     except ImportError:  # not on this system
@@ -114,19 +127,22 @@ def _lock(folder: str) -> int | None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # not on this file system
         os.close(descriptor)
         return None
     return descriptor
 
 
 def _remove_leftovers(output: Path) -> None:
-    """Remove what processes that were killed left of `output`; where one lives, it holds the lock."""
+    """Remove what processes that were killed left of `output`; one that lives holds the lock."""
     for place in glob.glob(f"{glob.escape(str(output.parent / f'.{output.name}.'))}????????"):
-        # An empty one may have been made this very moment, by a process that has no lock yet.
-        if not os.path.isdir(place) or os.path.islink(place) or os.listdir(place) != [output.name]:
-            continue
-        descriptor = _lock(place)
-        if descriptor is not None:
-            shutil.rmtree(place, ignore_errors=True)
-            os.close(descriptor)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            if os.path.islink(place) or not os.path.isdir(place) or set(os.listdir(place)) - {output.name}:
+                continue
+            descriptor = _lock(place)
+            if descriptor is not None:
+                shutil.rmtree(place, ignore_errors=True)
+                os.close(descriptor)

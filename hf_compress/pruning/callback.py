@@ -104,10 +104,17 @@ class PruningCallback(RestoreWeights):
             self._guard.on_epoch_end(args, state, control, **kwargs)
         self._save_early(args, state, control)
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the masks if a checkpoint is due."""
+        self._save_early(args, state, control)
+
     def _save_early(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Put the masks where the checkpoint will be: when `on_save` is called, the one before is gone already."""
         self._saved = None
-        if not self._saves or not control.should_save or state.is_hyper_param_search:
+        if not self._saves or not control.should_save or control.should_evaluate or state.is_hyper_param_search:
+            # An evaluation comes first, and a folder without weights should not be there meanwhile.
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:

@@ -26,6 +26,8 @@ from hf_compress.errors import DiskFullError, HfCompressError
 from hf_compress.training.checkpoint import last_complete_checkpoint
 
 resource = pytest.importorskip("resource")
+# What is printed goes to memory: standard error may be a long file, which finds no room either.
+pytestmark = pytest.mark.usefixtures("capsys")
 
 
 def set_room(size):

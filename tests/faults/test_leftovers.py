@@ -19,21 +19,23 @@ from hf_compress.training.checkpoint import last_complete_checkpoint
 BATCHES = [{"input_ids": part} for part in rows().split(4)]
 
 
-def leave(output):
-    """Leave what a process that was killed while it wrote `output` leaves there."""
+def leave(output, is_empty=False):
+    """Leave what a process that was killed while it wrote `output`, or before, leaves there."""
     child = os.fork()
     if not child:
         with whole_folder(output) as part:
-            part.mkdir()
-            (part / "model.safetensors").write_bytes(b"half")
+            if not is_empty:
+                part.mkdir()
+                (part / "model.safetensors").write_bytes(b"half")
             os._exit(0)
     os.waitpid(child, 0)
 
 
-def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path, is_empty):
     output, mine = tmp_path / "out", tmp_path / ".out.12345678"
-    leave(output)
     leave(tmp_path / "out.other")
+    leave(output, is_empty)
     mine.mkdir()
     (mine / "notes").write_text("precious")
     before = set(tmp_path.iterdir())
@@ -115,15 +117,20 @@ class Seen(TrainerCallback):
     def __init__(self):
         self.names = []
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        assert not (Path(args.output_dir) / f"checkpoint-{state.global_step}").exists()
+
     def on_save(self, args, state, control, **kwargs):
         self.names.append(last_complete_checkpoint(args.output_dir, files=["pruning_state.safetensors"]).name)
 
 
+@pytest.mark.parametrize("evaluates", ["no", "steps"])
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_under_a_stock_trainer_masks_are_there_before_the_checkpoint_before_is_removed(tmp_path, strategy):
+def test_under_a_stock_trainer_masks_are_there_before_the_checkpoint_before_is_removed(tmp_path, strategy, evaluates):
     """It removes old checkpoints first and tells callbacks of the new one then."""
     seen, callback = Seen(), PruningCallback(PruningConfig(sparsity=0.5, frequency=1))
     limits = {"save_strategy": strategy, "save_steps": 4, "save_total_limit": 1, "per_device_train_batch_size": 16}
-    arguments = tiny.arguments(tmp_path, **limits)
-    Trainer(tiny.bert(), arguments, train_dataset=tiny.sentences(), callbacks=[seen, callback]).train()
+    arguments = tiny.arguments(tmp_path, eval_strategy=evaluates, eval_steps=4, **limits)
+    data = {"train_dataset": tiny.sentences(), "eval_dataset": tiny.sentences(8)}
+    Trainer(tiny.bert(), arguments, **data, callbacks=[seen, callback]).train()
     assert seen.names == ["checkpoint-4", "checkpoint-8"]
