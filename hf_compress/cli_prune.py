@@ -6,11 +6,12 @@ Level: outside.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from hf_compress.errors import ConfigError
 from hf_compress.options import read_text
-from hf_compress.output import free_folder
+from hf_compress.output import free_folder, whole_folder
 from hf_compress.pruning.oneshot.config import SCOPES, OneShotConfig
 
 
@@ -58,18 +59,22 @@ def _prune(arguments: argparse.Namespace) -> None:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     sizes = {"samples": arguments.samples, "length": arguments.length, "seed": arguments.seed}
     batches = calibration_batches(text, tokenizer, **sizes)
+    rank, folder = 0, Path(arguments.output)
     if config.keep:
-        prune_oneshot(load_model(arguments.model), config, batches, arguments.output)
-        rank = 0
+        with whole_folder(free_folder(folder)) as part:
+            prune_oneshot(load_model(arguments.model), config, batches, part)
+            tokenizer.save_pretrained(part)
     else:
         with launched() as (rank, processes):
             rows = sum(len(batch["input_ids"]) for batch in batches)
             settings = {**batches.settings, "samples": rows, "processes": processes}
             own = Calibration(batches[rank::processes], settings)
-            prune_oneshot(arguments.model, config, own, arguments.output)
+            prune_oneshot(arguments.model, config, own, folder)
+        if rank == 0 and not (folder / "tokenizer_config.json").is_file():
+            # It was not among the files of the source, which are copied.
+            tokenizer.save_pretrained(folder)
     if rank == 0:
-        tokenizer.save_pretrained(arguments.output)
-        print(arguments.output)
+        print(folder)
 
 
 def _amount(pair: str) -> tuple[str, int | float]:
@@ -112,9 +117,10 @@ def _shrink(arguments: argparse.Namespace) -> None:
     if text:
         smaller = shrink_vocabulary(model, processor, text.splitlines())
         model, processor = smaller.model, smaller.tokenizer
-    model.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
+    with whole_folder(folder) as part:
+        model.save_pretrained(part)
+        if processor is not None:
+            processor.save_pretrained(part)
     print(folder)
 
 

@@ -41,6 +41,14 @@ class QuantizationError(HfCompressError, RuntimeError):
     """A model cannot be quantized, or its saved form differs from what was quantized."""
 
 
+class DivergedError(HfCompressError, ValueError):
+    """Weights or scores are no finite numbers any more."""
+
+
+class DiskFullError(HfCompressError, OSError):
+    """There was no room for what had to be written."""
+
+
 class DataError(HfCompressError, ValueError):
     """A dataset is missing, empty, or lacks a column."""
 

@@ -91,6 +91,7 @@ def test_only_the_glue_knows_the_trainer():
     assert knowing == {
         "training/mixin.py", "training/loss.py", "training/projections.py", "training/chunked.py",
         "training/trainer.py", "training/embedding.py", "training/restore.py", "training/background.py",
+        "training/diverged.py",
         "recipes/progress.py",
     }  # fmt: skip
 

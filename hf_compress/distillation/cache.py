@@ -20,6 +20,7 @@ from hf_compress.distillation.config import CacheConfig
 from hf_compress.distillation.teacher import LABELS, Teacher, has_vocabulary_head, load_teacher_model
 from hf_compress.distillation.tokens import fingerprint, vocabulary
 from hf_compress.errors import DataError, TeacherError
+from hf_compress.output import full_disk_explained
 
 # More classes than this are stored by their largest and a sample.
 _MANY_CLASSES = 1024
@@ -56,6 +57,7 @@ def cache_teacher(
         CheckpointError: if `folder` holds something else, or a cache with other settings.
         DataError: if `dataset` is empty or has no column that the teacher takes.
         TeacherError: if the teacher is a plain module, without a config.
+        DiskFullError: if there is no room; what is there stays for the next call.
     """
     config = config or CacheConfig()
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -76,7 +78,9 @@ def cache_teacher(
     rows = _Rows(dataset, *_process(), settings["inputs"])
     writer = _shared_writer(Path(folder), settings)
     asked = Teacher(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _fill(writer, settings, asked, rows, collator or _default_collator(processing_class), config.batch_size, progress)
+    collate = collator or _default_collator(processing_class)
+    with full_disk_explained(f"{folder} is not complete; free some space and call cache_teacher again, which goes on"):
+        _fill(writer, settings, asked, rows, collate, config.batch_size, progress)
     return Path(folder)
 
 

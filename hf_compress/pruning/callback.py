@@ -13,10 +13,11 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.errors import UnsupportedError
-from hf_compress.pruning.checkpoint import load_pruning_state, save_pruning_state
+from hf_compress.pruning.checkpoint import STATE_FILE, load_pruning_state, save_pruning_state
 from hf_compress.pruning.config import PruningConfig
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.pruning.schedules import SawTooth
+from hf_compress.training.diverged import DivergenceGuard
 from hf_compress.training.restore import RestoreWeights
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ class PruningCallback(RestoreWeights):
     def __init__(self, pruning: PruningConfig | Pruner, *, saves: bool = True) -> None:
         super().__init__()
         self._saves = saves
+        self._saved: int | None = None
+        # Elsewhere the Trainer has one.
+        self._guard = DivergenceGuard(lambda: [STATE_FILE]) if saves else None
         self.pruner = pruning if isinstance(pruning, Pruner) else Pruner(pruning)
 
     def on_train_begin(
@@ -84,10 +88,39 @@ class PruningCallback(RestoreWeights):
         **kwargs: Any,
     ) -> None:
         """Prune after the optimizer step, before anything is logged, evaluated or saved."""
+        if self._guard is not None:
+            self._guard.on_step_end(args, state, control, **kwargs)
         self.pruner.step(state.global_step, optimizer)
         if not self.pruner.is_final(state.global_step):
             # A denser model is no candidate for the best one; without a best so far, early stopping does not count.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+        self._save_early(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the weights and write the masks if a checkpoint is due."""
+        if self._guard is not None:
+            self._guard.on_epoch_end(args, state, control, **kwargs)
+        self._save_early(args, state, control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the masks if a checkpoint is due."""
+        self._save_early(args, state, control)
+
+    def _save_early(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Put the masks where the checkpoint will be: when `on_save` is called, the one before is gone already."""
+        self._saved = None
+        if not self._saves or not control.should_save or control.should_evaluate or state.is_hyper_param_search:
+            # An evaluation comes first, and a folder without weights should not be there meanwhile.
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        save_pruning_state(self.pruner, folder, write=state.is_world_process_zero)
+        self._saved = state.global_step
 
     def on_log(
         self,
@@ -109,8 +142,8 @@ class PruningCallback(RestoreWeights):
         return {"sparsity": self.pruner.sparsity} | ({} if target is None else {"target_sparsity": target})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the masks into the checkpoint that was just written."""
-        if not self._saves:
+        """Put the masks into the checkpoint that was just written, if they are not there yet."""
+        if not self._saves or self._saved == state.global_step:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         # Where parameters are sharded each process has a part to give.
@@ -126,6 +159,8 @@ class PruningCallback(RestoreWeights):
     ) -> None:
         """Make sure that the weights have the zeros that were asked for."""
         super().on_train_end(args, state, control, model, **kwargs)
+        if self._guard is not None:
+            self._guard.check(args, state, model)
         self.pruner.check()
         if not self.pruner.is_final(state.global_step):
             logger.warning(

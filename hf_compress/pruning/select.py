@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from hf_compress.errors import DivergedError
+
 _BINS = 1 << 16
 # The upper half of the bits of infinity; of minus infinity with the sign bit, which is the middle of the bins.
 _INFINITY, _SIGN = 0x7F80, _BINS // 2
@@ -70,7 +72,7 @@ def find_threshold(scores: Sequence[torch.Tensor], k: int, ranks: Ranks | None =
         ranks: how processes add up; None if all scores are here.
 
     Raises:
-        ValueError: if a score is NaN.
+        DivergedError: if a score is NaN.
     """
     ranks = ranks or OneRank()
     bits = [s.detach().reshape(-1).view(torch.int32) for s in scores]
@@ -105,7 +107,8 @@ def keep_largest(scores: Sequence[torch.Tensor], prune: int, ranks: Ranks | None
         Bool tensors shaped like `scores` with exactly `prune` False entries in all.
 
     Raises:
-        ValueError: if `prune` is out of range or a score is NaN.
+        ValueError: if `prune` is out of range.
+        DivergedError: if a score is NaN.
     """
     ranks = ranks or OneRank()
     scores = [s.detach().float() for s in scores]
@@ -208,4 +211,7 @@ def _refuse_nan(upper: torch.Tensor, bits: Sequence[torch.Tensor], ranks: Ranks)
 def _count_nan(floats: Sequence[torch.Tensor], ranks: Ranks) -> None:
     found = sum(int(torch.count_nonzero(chunk.isnan())) for chunk in _chunks(floats))
     if int(ranks.sum(torch.tensor(found))):
-        raise ValueError("scores hold NaN, so they have no order; the weights have probably diverged")
+        raise DivergedError(
+            "scores hold NaN, so they have no order; the weights have probably diverged: lower the learning rate or "
+            "look for NaN in the data, and resume from an earlier checkpoint"
+        )

@@ -6,7 +6,6 @@ Level: state.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,10 @@ from hf_compress.architecture.loading import refusing
 from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.measurement import load
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.output import free_folder, whole_folder
+from hf_compress.output import copy_companions, free_folder, whole_folder
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of, usable_scheme
 
-# What else makes a model folder usable: tokenizers, processors, generation settings, licences.
-_COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template*",
-    "LICENSE*",
-)  # fmt: skip
 # Equal weights give equal logits; what remains is the order of float additions.
 _RELOAD_TOLERANCE = 1e-4
 
@@ -177,11 +170,3 @@ def _check_reload(model: Any, model_class: Any, folder: Path) -> None:
             f"{difference:.2g}, at most {_RELOAD_TOLERANCE:g} expected); nothing was written. Try double_quant=True "
             "or another version of the scheme's package"
         )
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizers, processors and licences from one model folder to another."""
-    for pattern in _COMPANIONS:
-        for path in source.glob(pattern):
-            if path.is_file() and not path.name.endswith(".safetensors"):
-                shutil.copy2(path, target / path.name)

@@ -22,8 +22,7 @@ from hf_compress.imports import is_available, require
 from hf_compress.measurement import load
 from hf_compress.measurement.exported import REPORT, ExportedModule, is_exported
 from hf_compress.measurement.inputs import dummy_inputs
-from hf_compress.output import free_folder, whole_folder
-from hf_compress.quantization.api import copy_companions
+from hf_compress.output import copy_companions, free_folder, whole_folder
 from hf_compress.quantization.aware import as_codes
 from hf_compress.quantization.formats import FORMATS, Format
 

@@ -14,8 +14,7 @@ from torch import nn
 from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.imports import require
 from hf_compress.measurement import load
-from hf_compress.output import free_folder, whole_folder
-from hf_compress.quantization.api import copy_companions
+from hf_compress.output import copy_companions, free_folder, whole_folder
 from hf_compress.quantization.bnb import dequantize, protect_4bit, quantized_layers
 
 INITIAL = ("loftq", "zero")

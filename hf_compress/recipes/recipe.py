@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_compress.errors import HfCompressError, OutputExistsError, RecipeError
 from hf_compress.options import read_data_file
+from hf_compress.output import full_disk_explained
 from hf_compress.recipes.config import RecipeConfig
 from hf_compress.recipes.load import load_recipe
 
@@ -122,6 +123,7 @@ def make_stage(
 
     Raises:
         RecipeError: if something cannot be read or written.
+        DiskFullError: if there is no room.
     """
     from hf_compress.recipes.stages import STAGES, StageContext
 
@@ -129,8 +131,10 @@ def make_stage(
     for leftover in (target, part):
         shutil.rmtree(leftover, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
+    way_out = f"stage {stage.name!r} is not complete; free some space and run again, which goes on there"
     try:
-        method = STAGES.get(stage.kind)(StageContext(recipe, stage, load_task(), part, work, resolve))
+        with full_disk_explained(way_out):
+            method = STAGES.get(stage.kind)(StageContext(recipe, stage, load_task(), part, work, resolve))
     except HfCompressError:
         raise
     except OSError as error:  # the disk, or an id or folder that transformers cannot load

@@ -6,6 +6,7 @@ Level: glue. The Trainer writes weights, optimizer, scheduler and RNG state firs
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -14,14 +15,30 @@ from typing import Any
 
 from hf_compress.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
 
 def last_complete_checkpoint(output_dir: str | Path, **needs: Any) -> Path | None:
-    """Return the newest whole `checkpoint-N` folder in `output_dir`, or None; `needs` as for `checkpoint_faults`."""
+    """Return the newest whole `checkpoint-N` folder in `output_dir`, or None; `needs` as for `checkpoint_faults`.
+
+    Newer ones that are not whole are named in a warning.
+    """
     folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _step(p) is not None]
     for folder in sorted(folders, key=lambda p: _step(p) or 0, reverse=True):
-        if not any(checkpoint_faults(folder, **needs)):
+        faults = list(checkpoint_faults(folder, **needs))
+        if not faults:
             return folder
+        logger.warning("%s is passed over, since it is not whole: %s", folder.name, "; ".join(faults))
     return None
+
+
+def checkpoint_to_resume(output_dir: str | Path, wanted: str | Path | bool, **needs: Any) -> Path | None:
+    """Return the whole checkpoint that `wanted` names; for True the newest one in `output_dir`, None if there is none.
+
+    Raises:
+        CheckpointError: if the one that is named is not whole.
+    """
+    return last_complete_checkpoint(output_dir, **needs) if wanted is True else require_complete(str(wanted), **needs)
 
 
 def require_complete(folder: str | Path, **needs: Any) -> Path:

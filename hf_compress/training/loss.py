@@ -112,6 +112,10 @@ class CompressionLoss:
             loss = loss + term.weight * self._logged(prefix + name, scale.part(term.total, term.count, term.counted))
         return loss
 
+    def wrong_terms(self) -> list[str]:
+        """Return the names of the terms that were NaN or infinite here since the last log."""
+        return [name for name, value in self._terms.items() if not bool(torch.isfinite(value))]
+
     def drain(self) -> dict[str, float]:
         """Return the mean of each term over the steps that had it since the last call, over all processes."""
         names, means = list(self._terms), [v.float() / len(self._steps[n]) for n, v in self._terms.items()]

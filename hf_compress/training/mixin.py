@@ -16,6 +16,7 @@ from transformers import Trainer
 from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
 from hf_compress.distillation.ensemble import TeacherEnsemble, TeacherSource, make_objective
+from hf_compress.output import full_disk_explained
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding
 from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
 from hf_compress.pruning.checkpoint import save_pruning_state
@@ -23,7 +24,8 @@ from hf_compress.pruning.pruner import Pruner
 from hf_compress.quantization.bnb import protect_4bit
 from hf_compress.training.agreement import TeacherAgreement
 from hf_compress.training.aware import aware_callback
-from hf_compress.training.checkpoint import last_complete_checkpoint, require_complete
+from hf_compress.training.checkpoint import checkpoint_to_resume
+from hf_compress.training.diverged import DivergenceGuard
 from hf_compress.training.finished import save_compressed
 from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
@@ -86,6 +88,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             # Fails now, before training, if there is nothing to prune; on_train_begin attaches again.
             self.pruner.attach(self.model)
             self._pruning_callback = PruningCallback(self.pruner, saves=False)
+        self._guard = DivergenceGuard(lambda: self.checkpoint_files, lambda: self._loss.wrong_terms())
+        self.add_callback(self._guard)
         self._restore = self._pruning_callback or RestoreWeights()
         self.add_callback(self._restore)
         if compression.distillation is not None:
@@ -161,6 +165,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
                 self._agreement.add(found[1], inputs)
             return found
         loss, outputs = self._loss(super().compute_loss, model, inputs, num_items_in_batch, return_outputs)
+        self._guard.see(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -194,38 +199,45 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         Raises:
             CheckpointError: if the checkpoint asked for is incomplete.
             DataError: if the training dataset is empty.
+            DivergedError: if weights became NaN or infinite; no checkpoint was written of them.
+            DiskFullError: if there is no room; the checkpoints before stay.
         """
-        if self.compression is not None:
-            refuse_empty(self.train_dataset)
-        if self.compression is None or not resume_from_checkpoint:
+        if self.compression is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        needs: dict[str, Any] = {
-            "world_size": self.args.world_size,
-            "optimizer": not self.args.save_only_model and not self.args.fsdp and not self.args.deepspeed,
-            "files": self.checkpoint_files,
-        }
-        if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(self.args.output_dir, **needs)
+        refuse_empty(self.train_dataset)
+        if resume_from_checkpoint:
+            needs: dict[str, Any] = {
+                "world_size": self.args.world_size,
+                "optimizer": not self.args.save_only_model and not self.args.fsdp and not self.args.deepspeed,
+                "files": self.checkpoint_files,
+            }
+            found = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint, **needs)
+            self._restore.resume_folder = found
             # With none, the Trainer's own message.
-            folder: str | Path | bool = found if found is not None else True
-        else:
-            folder = require_complete(resume_from_checkpoint, **needs)
-        if folder is not True:
-            self._restore.resume_folder = Path(str(folder))
-        return super().train(folder if folder is True else str(folder), *args, **kwargs)
+            resume_from_checkpoint = True if found is None else str(found)
+        with full_disk_explained(
+            f"{self.args.output_dir} holds the checkpoints that were whole before; free some space or set "
+            "save_total_limit, and train with resume_from_checkpoint=True"
+        ):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as the Trainer does; then make sure that the file has the zeros of the masks.
 
         Raises:
             SparsityError: if the saved weights are not zero where they must be.
+            DivergedError: if a checkpoint would hold NaN or infinity; it is not written.
+            DiskFullError: if there is no room.
         """
-        super().save_model(output_dir, _internal_call=True if self.compression is not None else _internal_call)
         if self.compression is None:
-            return
+            return super().save_model(output_dir, _internal_call)
         folder = Path(output_dir or self.args.output_dir)
-        # The states go in before trainer_state.json, which the Trainer writes last.
         is_checkpoint = folder.name == f"checkpoint-{self.state.global_step}"
+        if is_checkpoint:
+            self._guard.check(self.args, self.state, self.model)
+        with full_disk_explained(f"{folder} is not whole; free some space and save again"):
+            super().save_model(output_dir, _internal_call=True)
+        # The states go in before trainer_state.json, which the Trainer writes last.
         for side in self._sides if is_checkpoint and self.args.should_save else ():
             side.save(folder)
         if self.pruner is not None and is_checkpoint:

@@ -61,6 +61,8 @@ class SideCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the state in the checkpoint that the run resumes from."""
+        # Of a step that an error cut off, as the Trainer forgets those of the model.
+        self.modules.zero_grad()
         folder = self._restore.resumed_from(args, state)
         if folder is not None:
             self.load(folder)

@@ -20,6 +20,7 @@ from torch import nn
 
 from hf_compress.architecture.per_layer import save_per_layer
 from hf_compress.errors import ConfigError, OutputExistsError, TargetError
+from hf_compress.output import full_disk_explained, whole_folder
 from hf_compress.pruning.oneshot.blocks import WHOLE, Activations, Walk, find_blocks, in_order
 from hf_compress.pruning.oneshot.calibration import check_batches
 from hf_compress.pruning.oneshot.config import OneShotConfig
@@ -64,6 +65,7 @@ def prune_oneshot(
         TargetError: if a pattern matches no parameter.
         ArchitectureError: if the config of the model cannot say the units that are left, or it has no blocks.
         OutputExistsError: if the output holds something else.
+        DiskFullError: if there is no room; from folder to folder, what is done stays for the next run.
 
     Source: Frantar and Alistarh 2023, "SparseGPT"; Sun et al. 2024, "Wanda"; Kwon et al. 2022 (units).
     """
@@ -106,15 +108,12 @@ def _refuse_existing(output: Any) -> None:
 
 
 def _save(model: Any, output: str | os.PathLike[str], config: OneShotConfig, report: dict[str, Any]) -> None:
-    part = Path(output).with_name(Path(output).name + ".part")
-    if config.layout == "per_layer":
-        save_per_layer(model, part)
-    else:
-        model.save_pretrained(part)
-    (part / "oneshot.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if Path(output).is_dir():
-        Path(output).rmdir()
-    os.replace(part, output)
+    with whole_folder(Path(output)) as part:
+        if config.layout == "per_layer":
+            save_per_layer(model, part)
+        else:
+            model.save_pretrained(part)
+        (part / "oneshot.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _description(config: OneShotConfig, batches: Sequence[Batch], report: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +218,8 @@ def _stream(
     by_block = _by_block(places, blocks, config)
     out = _open_output(output, {"source": source, **description})
     streamed.open(blocks)
-    with plain_experts(streamed.model), out.activations() as room:
+    going_on = f"{output} is not there yet; free some space and run again, which goes on with {out.part.name}"
+    with full_disk_explained(going_on), plain_experts(streamed.model), out.activations() as room:
         kept = Activations(room if config.activations == "disk" else None)
         walk = Walk(streamed.model, blocks, _joined(batches, places, config), place, kept)
         pruner = BlockPruner(walk, by_block, config, streamed.parameters, adder())
@@ -243,9 +243,9 @@ def _stream(
                 out.write()
                 _say(position, blocks, block)
             streamed.drop(block)
-    if not out.rank:
-        streamed.save(blocks, out.block(None))
-    out.finish(len(blocks), {**description, "matrices": pruner.report})
+        if not out.rank:
+            streamed.save(blocks, out.block(None))
+        out.finish(len(blocks), {**description, "matrices": pruner.report}, streamed.folder)
     wait_for_all()
     return Path(output)
 

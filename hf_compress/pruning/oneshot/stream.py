@@ -21,6 +21,7 @@ from torch import nn
 
 from hf_compress.architecture import probing
 from hf_compress.errors import ArchitectureError, OutputExistsError
+from hf_compress.output import copy_companions
 from hf_compress.pruning.oneshot.blocks import WHOLE
 
 _INDEX = "model.safetensors.index.json"
@@ -240,8 +241,8 @@ class Output:
         yield place
         shutil.rmtree(place, ignore_errors=True)
 
-    def finish(self, blocks: int, report: dict[str, Any]) -> None:
-        """Make one checkpoint of all parts, each block a shard, and give the folder its name."""
+    def finish(self, blocks: int, report: dict[str, Any], source: Path) -> None:
+        """Make one checkpoint of all parts, each block a shard, with the tokenizer of `source`, under its name."""
         if self.rank:
             return
         parts = [self.block(None), *(self.block(i) for i in range(blocks))]
@@ -261,9 +262,12 @@ class Output:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (whole / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         (whole / "oneshot.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        copy_companions(source, whole)
         if self.folder.is_dir():
             self.folder.rmdir()
         os.replace(whole, self.folder)
+        # Without it what is left of the parts is no run that could go on.
+        (self.part / _STATE).unlink()
         shutil.rmtree(self.part)
 
 
