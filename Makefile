@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each core has a process of its own, that runs one file at a time. `make test XDIST=` runs all in one.
+XDIST ?= -n logical --maxprocesses 8 --dist loadfile
 
 # What the oldest versions must do: everything that needs neither the exporters' quantizers nor torchao.
 OLDEST ?= tests/test_config.py tests/test_remote_code.py tests/training tests/pruning tests/distillation tests/hub \
@@ -27,10 +29,10 @@ demo: $(STAMP)
 	$(BIN)/hf-compress run digits
 
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(XDIST)
 
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST)
+	$(OLDEST_VENV)/bin/python -m pytest $(XDIST) $(OLDEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,7 +42,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(XDIST) -m slow
 
 gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

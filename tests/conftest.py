@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from seen import SEEN
 
 LIBRARIES = ("logging", "transformers", "accelerate", "datasets", "huggingface_hub", "torch", "peft")
 
@@ -33,3 +34,18 @@ def pytest_configure():
 def _same_start():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["seen"] = dict(SEEN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    SEEN.update(getattr(node, "workeroutput", {}).get("seen", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if SEEN:
+        terminalreporter.write_line(f"{sum(SEEN.values())} generated bad inputs: {dict(SEEN)}")

@@ -5,17 +5,14 @@ The default run takes a few hundred inputs of each property, always the same one
 
 from __future__ import annotations
 
-import collections
 import functools
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from seen import SEEN
 
 from hf_compress.errors import HfCompressError
-
-# Inputs that each property has seen.
-SEEN: collections.Counter[str] = collections.Counter()
 
 HARD_NUMBERS = st.sampled_from(
     [0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 10**4000, -0.0, 1e-320, 1e308, float("inf"), -float("inf"),

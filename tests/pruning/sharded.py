@@ -1,4 +1,7 @@
-"""Prune one model whole and cut over two processes by FSDP2, and compare: torchrun sharded.py OUTPUT STRUCTURE ..."""
+"""Prune one model whole and cut over two processes by FSDP2, and compare: torchrun sharded.py OUTPUT SPEC...
+
+SPEC: STRUCTURE,CRITERION,SCOPE,regrow or no. What is refused is printed with its reason.
+"""
 
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from hf_compress.errors import UnsupportedError
 from hf_compress.pruning.checkpoint import load_pruning_state, save_pruning_state, state_dict
 from hf_compress.pruning.config import PruningConfig
 from hf_compress.pruning.pruner import Pruner
@@ -94,9 +98,13 @@ def main(output: str, *specs: str) -> None:
         if structure in ("2:4", "block:1x4"):
             # Its 15 inputs cannot be grouped.
             options["exclude"] = (r"layer.\d.output",)
-        compare(mesh, batches, options, Path(output) / spec.replace(",", "-").replace(":", "_"))
+        try:
+            compare(mesh, batches, options, Path(output) / spec.replace(",", "-").replace(":", "_"))
+        except UnsupportedError as error:
+            print(f"{spec}: {error}")
+        else:
+            print(f"{spec}: all equal")
     dist.destroy_process_group()
-    print("all equal")
 
 
 if __name__ == "__main__":

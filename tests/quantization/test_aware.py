@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from forks import two_forks
 from transformers import Trainer
 
 from hf_compress import (
@@ -190,16 +191,22 @@ def test_ranges_follow_the_batches_until_they_freeze():
         assert float(rounding.high) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"ranges": "learned"}, {"activations": "observed"}], ids=["learned", "observed"])
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, options):
-    def run(folder, *trigger):
-        command = [sys.executable, SCRIPT, tmp_path / folder, json.dumps(options), *trigger]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two that fork: what is resumed is another process than what was killed, with other hashes."""
+    with two_forks(SCRIPT, tmp_path_factory) as both:
+        yield both
 
-    done = run("whole")
+
+@pytest.mark.parametrize("options", [{"ranges": "learned"}, {"activations": "observed"}], ids=["learned", "observed"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, runs, options):
+    def run(number, folder, *trigger):
+        return runs[number](tmp_path / folder, json.dumps(options), *trigger)
+
+    done = run(0, "whole")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert run("killed", "step:5").returncode == -signal.SIGKILL
-    again = run("killed", "resume")
+    assert run(0, "killed", "step:5").returncode == -signal.SIGKILL
+    again = run(1, "killed", "resume")
     assert again.returncode == 0, again.stderr[-2000:]
     for name in ("model.safetensors", "checkpoint-8/quantization_state.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()

@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 import tiny
 import torch
+from forks import two_forks
 
 from hf_compress import CompressionConfig, CompressionTrainer, PruningConfig, PruningTrainer
 from hf_compress.errors import CheckpointError
@@ -18,17 +17,19 @@ from hf_compress.training.checkpoint import last_complete_checkpoint
 SCRIPT = Path(__file__).with_name("killable.py")
 
 
-def run(folder, trigger, model, *pruning):
-    command = [sys.executable, SCRIPT, folder, trigger, model, *pruning]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two that fork: what is resumed is another process than what was killed, with other hashes."""
+    with two_forks(SCRIPT, tmp_path_factory) as both:
+        yield both
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, runs):
     folders = {}
     for model in ("bert", "vit"):
         folders[model] = tmp_path_factory.mktemp(model)
-        done = run(folders[model], "never", model)
+        done = runs[0](folders[model], "never", model)
         assert done.returncode == 0, done.stderr[-2000:]
     return folders
 
@@ -46,11 +47,14 @@ def uninterrupted(tmp_path_factory):
         ("vit", "step:10", "checkpoint-9"),
     ],
 )
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, model, trigger, resumes_at):
-    assert run(tmp_path, trigger, model).returncode == -signal.SIGKILL
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path, runs, uninterrupted, model, trigger, resumes_at
+):
+    first, again = runs
+    assert first(tmp_path, trigger, model).returncode == -signal.SIGKILL
     assert last_complete_checkpoint(tmp_path, files=["pruning_state.safetensors"]).name == resumes_at
-    again = run(tmp_path, "resume", model)
-    assert again.returncode == 0, again.stderr[-2000:]
+    done = again(tmp_path, "resume", model)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted[model] / "model.safetensors").read_bytes()
 
 
@@ -72,33 +76,33 @@ KINDS = {
 }
 
 
-def kill_and_resume(folder, whole, pruning, *steps):
+def kill_and_resume(runs, folder, pruning, *steps):
     """Kill a run at each of `steps` in turn; then let it end, and compare with one that was never killed."""
+    first, again = runs
+    whole = folder.with_name("whole")
+    done = first(whole, "never", "bert", pruning)
+    assert done.returncode == 0, done.stderr[-2000:]
     for number, step in enumerate(steps):
         trigger = f"step:{step}" if number == 0 else f"resume,step:{step}"
-        assert run(folder, trigger, "bert", pruning).returncode == -signal.SIGKILL
-    again = run(folder, "resume", "bert", pruning)
-    assert again.returncode == 0, again.stderr[-2000:]
+        assert runs[number % 2](folder, trigger, "bert", pruning).returncode == -signal.SIGKILL
+    done = again(folder, "resume", "bert", pruning)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["platon", "magnitude", "hidden", "layers"])
-def test_scores_shadows_and_rewinding_resume_bit_for_bit(tmp_path, name):
-    pruning = json.dumps(KINDS[name])
-    assert run(tmp_path / "whole", "never", "bert", pruning).returncode == 0
-    kill_and_resume(tmp_path / "killed", tmp_path / "whole", pruning, 7)
+def test_scores_shadows_and_rewinding_resume_bit_for_bit(tmp_path, runs, name):
+    kill_and_resume(runs, tmp_path / "killed", json.dumps(KINDS[name]), 7)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(KINDS))
-def test_two_kills_at_random_steps_change_nothing_under_any_criterion(tmp_path, name):
+def test_two_kills_at_random_steps_change_nothing_under_any_criterion(tmp_path, runs, name):
     """26 kills in all."""
-    pruning = json.dumps(KINDS[name])
-    done = run(tmp_path / "whole", "never", "bert", pruning)
-    assert done.returncode == 0, done.stderr[-2000:]
     random = Random(name)
-    first = random.randint(4, 10)
-    kill_and_resume(tmp_path / "killed", tmp_path / "whole", pruning, first, random.randint(first // 3 * 3 + 1, 11))
+    step = random.randint(4, 10)
+    steps = step, random.randint(step // 3 * 3 + 1, 11)
+    kill_and_resume(runs, tmp_path / "killed", json.dumps(KINDS[name]), *steps)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("two_process.py")
+LANGUAGE = SCRIPT.with_name("two_process_distillation.py")
 ALONE = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -19,47 +20,66 @@ def run(launcher, folder, *arguments, script=SCRIPT):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "unstructured,magnitude",
-        "unstructured,platon,regrow",
-        "unstructured,movement",
-        "2:4,taylor",
-        "ffn,magnitude",
-        "hidden,taylor",
-    ],
-)
-def test_two_processes_agree_and_equal_one(tmp_path, what):
-    one, two = tmp_path / "one", tmp_path / "two"
-    run(ALONE, one, "8", what)
-    run(TORCHRUN, two, "4", what)
-    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
+WHATS = [
+    "unstructured,magnitude",
+    "unstructured,platon,regrow",
+    "unstructured,movement",
+    "2:4,taylor",
+    "ffn,magnitude",
+    "hidden,taylor",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What one process and what two did, one run after another."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    run(ALONE, one, "8", *WHATS)
+    run(TORCHRUN, two, "4", *WHATS)
+    return one, two
+
+
+def results(one, two, modes=("", "")):
+    """Of the process alone, and of both others."""
+    files = one / f"rank0{modes[0]}.pt", two / f"rank0{modes[1]}.pt", two / f"rank1{modes[1]}.pt"
+    return [torch.load(file) for file in files]
+
+
+def check_logs(alone, first, *keys):
+    for key in ("loss", "grad_norm", *keys):
+        values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
+        assert values[0]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), key
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_two_processes_agree_and_equal_one(folders, what):
+    one, two = (folder / what for folder in folders)
+    alone, first, second = results(one, two)
+    assert first["masks"]
     for name, mask in first["masks"].items():
         assert torch.equal(mask, second["masks"][name])
         assert torch.equal(mask, alone["masks"][name])
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
         assert torch.allclose(weight, alone["weights"][name], atol=1e-5), name
-    for key in ("loss", "grad_norm", "task_loss", "distillation_loss", "unlabeled_distillation_loss", "sparsity"):
-        values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
-        assert values[0] == pytest.approx(values[1], rel=1e-3), key
+    check_logs(alone, first, "task_loss", "distillation_loss", "unlabeled_distillation_loss", "sparsity")
     assert (two / "checkpoint-6" / "pruning_state.safetensors").is_file()
 
 
 def test_fsdp_shards_train_as_one_process_does_and_resume_bit_for_bit(tmp_path):
-    one, two, what = tmp_path / "one", tmp_path / "two", "unstructured,platon,regrow"
-    run(ALONE, one, "8", what, "alone")
-    run(TORCHRUN, two, "4", what, "fsdp")
-    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
+    what = "unstructured,platon,regrow"
+    run(ALONE, tmp_path / "one", "8", f"{what}/alone")
+    run(TORCHRUN, tmp_path / "two", "4", f"{what}/fsdp")
+    one, two = tmp_path / "one" / what, tmp_path / "two" / what
+    alone, first, second = results(one, two, ("alone", "fsdp"))
     assert first["sharded"]
+    assert first["masks"]
     for name, mask in first["masks"].items():
         assert torch.equal(mask, second["masks"][name])
         assert torch.equal(mask, alone["masks"][name]), name
-    for key in ("loss", "grad_norm", "sparsity"):
-        values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
-        assert values[0] == pytest.approx(values[1], rel=1e-3), key
-    run(TORCHRUN, two, "4", what, "resume")
+    check_logs(alone, first, "sparsity")
+    run(TORCHRUN, tmp_path / "two", "4", f"{what}/resume")
     saved = [(two / name / "model.safetensors").read_bytes() for name in ("finalfsdp", "finalresume")]
     assert saved[0] == saved[1]
     whole, again = (load_file(two / name / "model.safetensors") for name in ("finalfsdp", "compressed/model"))
@@ -68,27 +88,31 @@ def test_fsdp_shards_train_as_one_process_does_and_resume_bit_for_bit(tmp_path):
     assert not list(two.glob(".*.whole"))
 
 
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """What one process and what two learned from a teacher; shards in processes of their own."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    run(ALONE, one, "8", "0,replicas", "0,cached", script=LANGUAGE)
+    run(TORCHRUN, two, "4", "0,replicas", "3,replicas", "3,cached", script=LANGUAGE)
+    run(TORCHRUN, two, "4", "0,fsdp", "3,fsdp", script=LANGUAGE)
+    return one, two
+
+
 @pytest.mark.parametrize(("chunk_size", "mode"), [("0", "replicas"), ("3", "replicas"), ("0", "fsdp"), ("3", "fsdp")])
-def test_distillation_of_a_language_model_is_the_same_on_two_processes(tmp_path, chunk_size, mode):
-    one, two, script = tmp_path / "one", tmp_path / "two", SCRIPT.with_name("two_process_distillation.py")
-    run(ALONE, one, "8", "0", "replicas", script=script)
-    run(TORCHRUN, two, "4", chunk_size, mode, script=script)
-    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
+def test_distillation_of_a_language_model_is_the_same_on_two_processes(distilled, chunk_size, mode):
+    one, two = distilled
+    alone, first, second = results(one / "0,replicas", two / f"{chunk_size},{mode}")
     assert first["chunked"] == (chunk_size == "3")
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
         assert torch.allclose(weight, alone["weights"][name], atol=1e-5), name
-    for key in ("loss", "grad_norm", "task_loss", "distillation_loss", "relation_loss", "unlabeled_distillation_loss"):
-        values = [[e[key] for e in r["logs"] if key in e] for r in (alone, first)]
-        assert values[0] == pytest.approx(values[1], rel=1e-3), key
+    check_logs(alone, first, "task_loss", "distillation_loss", "relation_loss", "unlabeled_distillation_loss")
 
 
-def test_processes_make_a_cache_together_and_learn_from_it_as_one_does(tmp_path):
-    one, two, script = tmp_path / "one", tmp_path / "two", SCRIPT.with_name("two_process_distillation.py")
-    run(ALONE, one, "8", "0", "cached", script=script)
-    run(TORCHRUN, two, "4", "3", "cached", script=script)
-    alone, first, second = (torch.load(p) for p in (one / "rank0.pt", two / "rank0.pt", two / "rank1.pt"))
-    assert {p.name[-3:] for p in (two / "cache").glob("part-*")} == {"000", "001"}
+def test_processes_make_a_cache_together_and_learn_from_it_as_one_does(distilled):
+    one, two = distilled
+    alone, first, second = results(one / "0,cached", two / "3,cached")
+    assert {p.name[-3:] for p in (two / "3,cached" / "cache").glob("part-*")} == {"000", "001"}
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
         assert torch.allclose(weight, alone["weights"][name], atol=1e-5), name

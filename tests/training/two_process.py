@@ -1,6 +1,7 @@
-"""One training run, alone or under torchrun: two_process.py OUTPUT BATCH_SIZE WHAT [MODE].
+"""Training runs one after another, alone or under torchrun: two_process.py OUTPUT BATCH_SIZE WHAT[/MODE]...
 
-WHAT: STRUCTURE,CRITERION[,regrow]. MODE: alone, fsdp or resume; without one there is a teacher too.
+WHAT: STRUCTURE,CRITERION[,regrow]. MODE: alone, fsdp or resume; without one there is a teacher too. Each WHAT has a
+folder of its own in OUTPUT.
 """
 
 import os
@@ -25,8 +26,15 @@ def shard_on_cpu(arguments) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
+def main(output: str, batch_size: str, *whats: str) -> None:
     torch.set_num_threads(1)
+    for each in whats:
+        what, _, mode = each.partition("/")
+        trainer = train(f"{output}/{what}", batch_size, what, mode)
+    leave(trainer)
+
+
+def train(output: str, batch_size: str, what: str, mode: str) -> CompressionTrainer:
     structure, criterion, *regrow = what.split(",")
     make, rows = (tiny.bert, tiny.sentences()) if structure in ("ffn", "hidden") else (tiny.bert_tokens, tiny.tagged())
     options = {"criterion": criterion, "regrow": bool(regrow), "frequency": 2}
@@ -65,8 +73,8 @@ def main(output: str, batch_size: str, what: str, mode: str = "") -> None:
     logs = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history]
     weights = {} if is_sharded else trainer.model.state_dict()
     result = {"weights": weights, "masks": dict(trainer.pruner.masks), "logs": logs, "sharded": is_dtensor(trainer)}
-    torch.save(result, Path(output) / f"rank{trainer.args.process_index}.pt")
-    leave(trainer)
+    torch.save(result, Path(output) / f"rank{trainer.args.process_index}{mode}.pt")
+    return trainer
 
 
 def leave(trainer) -> None:

@@ -1,6 +1,6 @@
-"""One distillation run of a language model, alone or under torchrun: FOLDER BATCH_SIZE CHUNK_SIZE MODE.
+"""Distillation runs of a language model, alone or under torchrun: FOLDER BATCH_SIZE CHUNK_SIZE,MODE...
 
-MODE: replicas, fsdp, or cached: with a cache that the processes make together first.
+MODE: replicas, fsdp, or cached: with a cache that the processes make together first. Each run has a folder of its own.
 """
 
 import sys
@@ -17,8 +17,14 @@ from hf_compress import CacheConfig, CompressionConfig, CompressionTrainer, Dist
 FSDP = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "cpu_ram_efficient_loading": False}
 
 
-def main(folder: str, batch_size: str, chunk_size: str, mode: str) -> None:
+def main(output: str, batch_size: str, *whats: str) -> None:
     torch.set_num_threads(1)
+    for what in whats:
+        trainer = train(f"{output}/{what}", batch_size, *what.split(","))
+    leave(trainer)
+
+
+def train(folder: str, batch_size: str, chunk_size: str, mode: str) -> CompressionTrainer:
     arguments = tiny.arguments(
         folder,
         max_steps=4,
@@ -51,7 +57,7 @@ def main(folder: str, batch_size: str, chunk_size: str, mode: str) -> None:
     logs = [{k: v for k, v in entry.items() if "runtime" not in k} for entry in trainer.state.log_history]
     result = {"weights": whole, "logs": logs, "chunked": trainer._loss._chunked is not None}
     torch.save(result, Path(folder) / f"rank{trainer.args.process_index}.pt")
-    leave(trainer)
+    return trainer
 
 
 if __name__ == "__main__":
