@@ -152,6 +152,8 @@ def in_child(request: dict, log: Path) -> None:
     out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(out, stream)
+    # Shells have what they start in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         torch.manual_seed(0)
         ENDING.update(request)
