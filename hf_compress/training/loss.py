@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from hf_compress.distillation.ensemble import TeacherEnsemble
@@ -92,6 +93,10 @@ class CompressionLoss:
         return self._undo_division(loss, num_items), outputs
 
     def _on_unlabeled(self, model: nn.Module, is_chunked: bool) -> Any:
+        if isinstance(model, DistributedDataParallel):
+            # The labelled pass has sent the buffers of this step. Older torch, such as 2.6, takes writing them again
+            # for a change of what that pass saved for its backward pass, and refuses.
+            model.require_forward_param_sync = False
         batch = {k: v.to(self.trainer.args.device) for k, v in self._waiting.pop(0).items()}
         if is_chunked:
             return self._in_chunks(model, batch, self._unlabeled_scale, "unlabeled_")
