@@ -265,8 +265,11 @@ class Fitting:
         return not missed
 
     def _finished(self, order: Sequence[Candidate]) -> Candidate:
-        """Train the best candidate for the rest of the time and measure it; the next one if it is over its limits."""
-        candidate = order[0]
+        """Train the best candidate for the rest of the time and measure it; the next one if it is over its limits.
+
+        Returns:
+            The first that keeps to them; if none does before the time is up, the best.
+        """
         for number, candidate in enumerate(order):
             if number and self.seconds_left <= 0:
                 break
@@ -277,9 +280,9 @@ class Fitting:
             say(f"{candidate}: " + ", ".join(f"{k} {v:,.4g}" for k, v in found[1].items()))
             missed = self.missed(found[1], found[0])
             if not missed:
-                break
+                return candidate
             say(f"over its limit in {', '.join(missed)}")
-        return candidate
+        return order[0]
 
     def place(self, candidate: Candidate) -> Path:
         """Return the folder of a candidate that is made."""

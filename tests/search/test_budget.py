@@ -29,6 +29,7 @@ from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.progress import StepClock
 from hf_compress.search.budget_report import Outlook, costs, plot_outlooks
 from hf_compress.search.candidate import KEEPS, Candidate, Cutter
+from hf_compress.search.fitting import Fitting
 from hf_compress.search.measured import drop
 from hf_compress.search.table import Table, corners
 
@@ -144,6 +145,14 @@ def test_the_fast_model_for_sizes_and_times_is_as_large_as_the_one_that_is_made(
     cutter = Cutter(str(whole), TaskConfig.from_dict(TASK), samples=16, seed=0)
     made, sketched = cutter.cut(candidate, layout), cutter.sketch(candidate, layout)
     assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in sketched.parameters())
+
+
+def test_without_time_for_another_one_the_best_is_kept_and_says_what_it_misses(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(Fitting, "_really_fits", lambda *_: True)
+    monkeypatch.setattr(Fitting, "missed", lambda *_: ["max_params"])
+    result = fit_budget(whole, TASK, tmp_path / "out", max_params=0.9, **{**QUICK, "minutes": 0.001})
+    assert result.missed == ("max_params",)
+    assert [result.folder] == list((tmp_path / "out" / "candidates").iterdir())
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(0.0, 5), (100.0, 8)])
