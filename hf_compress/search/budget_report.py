@@ -123,7 +123,8 @@ def plot_outlooks(
     axes = axes if axes is not None else new_axes((7, 4.5))
     style(axes)
     for form, mark in zip(dict.fromkeys(o.candidate.form for o in outlooks), "os^Dv", strict=False):
-        for fits, color in ((True, OTHER), (False, "#bbbbbb")):
+        # Those within are drawn last: others of the same cut may lie at the same place, over another limit.
+        for fits, color in ((False, "#bbbbbb"), (True, OTHER)):
             some = [o for o in outlooks if o.candidate.form == form and o.fits == fits]
             name = f"{form}, {'within' if fits else 'over'} the budget"
             places, losses = [o.predicted[what] / unit for o in some], [max(o.loss, 1e-6) for o in some]
