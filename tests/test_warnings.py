@@ -45,3 +45,5 @@ def test_what_a_library_logs_of_our_call_is_an_error():
     with pytest.raises(FutureWarning, match="`old` is deprecated"):
         ours["use"]()
     library["say"]("`old` is deprecated, use `new`")
+    peft = in_module("peft.planted", "def forward(): say('`old` is deprecated')", say=library["say"])
+    in_module(OURS, "def use(): forward()", forward=peft["forward"])["use"]()

@@ -84,6 +84,35 @@ def needs_compile() -> None:
         pytest.skip("torch.compile of a stock model fails with this torch and this transformers")
 
 
+def can_shard() -> bool:
+    """Say whether fully_shard runs on CPUs: torch 2.6 asks their streams for a method that they lack."""
+    return hasattr(torch.cpu.Stream, "record_event")
+
+
+def needs_shards() -> None:
+    """Skip the test that asks where fully_shard does not run on CPUs."""
+    if not can_shard():
+        pytest.skip("fully_shard of this torch fails on CPUs")
+
+
+@functools.cache
+def dinov2_can_lose_heads() -> bool:
+    """Say whether DINOv2's heads may have any size: transformers 5.17 refuses all but width / heads."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    try:
+        Dinov2Model(Dinov2Config(hidden_size=32, num_attention_heads=3, num_hidden_layers=1))
+    except ValueError:
+        return False
+    return True
+
+
+def needs_onnx() -> None:
+    """Skip the test that asks where ONNX is not installed."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+
 def sentences(count: int = 64, seed: int = 0, length: int = 8) -> list[dict[str, torch.Tensor]]:
     """Classify by whether the first token is below 25; the rest is noise."""
     generator = torch.Generator().manual_seed(seed)

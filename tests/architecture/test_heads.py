@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 import transformers as t
 
@@ -71,6 +72,8 @@ def silenced(model, kept):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_removed_heads_are_those_that_are_silenced_and_the_result_loads_plainly(name, tmp_path):
+    if name == "dinov2" and not tiny.dinov2_can_lose_heads():
+        pytest.skip("the config of this transformers refuses other sizes of heads")
     model, generator = build(name), torch.Generator().manual_seed(1)
     (axis,) = head_axes(model)
     number = [n for n in axis.legal or range(1, axis.size) if n < axis.size][-1]

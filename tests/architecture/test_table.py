@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
 import transformers
 from architectures import MODELS, build
@@ -22,7 +23,8 @@ AXES = {
     ),
     **dict.fromkeys(["gpt2", "gpt-neox", "opt", "falcon", "bart", "pegasus", "whisper", "clip"], BERT),
     **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "mixtral"], LLAMA),
-    **dict.fromkeys(["vit", "deit", "beit", "dinov2", "ast"], LLAMA),
+    **dict.fromkeys(["vit", "deit", "beit", "ast"], LLAMA),
+    "dinov2": LLAMA if tiny.dinov2_can_lose_heads() else BERT,
     "bloom": "hidden layers",
     "gemma2": "ffn heads layers",
     "gemma3": "ffn heads layers",

@@ -132,10 +132,12 @@ def test_padding_does_not_count():
 def test_activations_on_disk_are_those_in_memory(options):
     config = OneShotConfig(sparsity=0.5, **options)
     on_disk = OneShotConfig(sparsity=0.5, activations="disk", **options)
-    assert same(
-        prune_oneshot(build("t5"), config, made_for(build("t5"), "t5")),
-        prune_oneshot(build("t5"), on_disk, made_for(build("t5"), "t5")),
-    )
+    one, other = (prune_oneshot(build("t5"), c, made_for(build("t5"), "t5")) for c in (config, on_disk))
+    others = dict(other.named_parameters())
+    for name, parameter in one.named_parameters():
+        # torch 2.6 adds up in another order where memory is aligned in another way.
+        torch.testing.assert_close(parameter, others[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(parameter == 0, others[name] == 0)
 
 
 @pytest.mark.parametrize("after", [1, 3])

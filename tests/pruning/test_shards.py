@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 SCRIPT = Path(__file__).with_name("sharded.py")
 EXPECTED = {
@@ -25,6 +26,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
+    tiny.needs_shards()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [SCRIPT, tmp_path_factory.mktemp("shards"), *EXPECTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)

@@ -73,7 +73,7 @@ def test_killed_runs_go_on_at_the_first_incomplete_stage_and_end_the_same(finish
     """Killed once in the teacher's training, once in the student's, and then left alone."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "hf_compress", "run", "digits", "--output-dir", run]
-    command += [part for override in SHORT for part in ("--set", override)]
+    command += [part for override in [*SHORT, "measure.models=[teacher,quantized]"] for part in ("--set", override)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     for stage in ("teacher", "compressed"):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -158,7 +158,7 @@ def reviews(tmp_path):
     }
 
 
-def test_own_yaml_for_text_classification_on_local_files(reviews, tmp_path):
+def test_own_yaml_for_text_classification_on_local_files(reviews, tmp_path, quick_measures):
     path = tmp_path / "reviews.yaml"
     path.write_text(yaml.safe_dump(reviews))
     run = run_recipe(path, tmp_path / "run")
@@ -185,7 +185,7 @@ def change(data, key, value):
     return data
 
 
-def test_units_go_without_training_as_a_stage(reviews, tmp_path):
+def test_units_go_without_training_as_a_stage(reviews, tmp_path, quick_measures):
     how = {"keep": {"layers": 2, "ffn": 0.5}, "criterion": "taylor"}
     oneshot = {"kind": "oneshot", "source": "teacher", "oneshot": how, "samples": 48}
     reviews["stages"] = [reviews["stages"][0], {"name": "cut", **oneshot}]
@@ -199,7 +199,7 @@ def test_units_go_without_training_as_a_stage(reviews, tmp_path):
     assert record.method["cut"]["oneshot"]["samples"] == 48
 
 
-def test_the_built_in_language_model_is_pruned_and_healed_on_a_text_file(tmp_path):
+def test_the_built_in_language_model_is_pruned_and_healed_on_a_text_file(tmp_path, quick_measures):
     (tmp_path / "my.txt").write_text(language.text())
     steps = ["max_steps=30", "learning_rate=0.005"]
     overrides = [
@@ -298,7 +298,7 @@ def test_built_in_recipes_are_valid_and_survive_a_round_trip(name):
     assert Path(name).name == name
 
 
-def test_a_recipe_of_one_stage_is_measured_alone(tmp_path):
+def test_a_recipe_of_one_stage_is_measured_alone(tmp_path, quick_measures):
     recipe = {**tiny_recipe.RECIPE, "stages": tiny_recipe.RECIPE["stages"][:1]}
     (record,) = load_records(run_recipe(recipe, tmp_path / "run") / "records")
     assert (record.model, record.role) == ("teacher", "result")

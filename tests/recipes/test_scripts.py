@@ -1,6 +1,5 @@
 """Every training script on tiny files, from its command line to a folder that stock transformers loads."""
 
-import functools
 import json
 import os
 import runpy
@@ -23,7 +22,6 @@ from transformers import AutoModelForSequenceClassification as Classifier
 
 from hf_compress import run_recipe
 from hf_compress.errors import ConfigError, DataError, OutputExistsError
-from hf_compress.measurement import api
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu"]
@@ -79,13 +77,6 @@ def prepare(folder, name):
 def run(monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [f"train_{name}.py", *map(str, arguments)])
     runpy.run_path(str(SCRIPTS / f"train_{name}.py"), run_name="__main__")
-
-
-@pytest.fixture
-def quick_measures(monkeypatch):
-    """Measure without memory, and only a moment."""
-    short = functools.partial(api.measure, memory=False, batch_sizes=(1,), warmup=1, rounds=1, seconds=0.01)
-    monkeypatch.setattr(api, "measure", short)
 
 
 @pytest.fixture(scope="module")
