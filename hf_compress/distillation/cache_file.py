@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_compress.checksums import CHECKSUMS, changed_files, checksum, write_checksums
 from hf_compress.errors import CheckpointError
 
 MANIFEST = "teacher_cache.json"
-CHECKSUMS = "checksums.json"
 _FORMAT = 2
 _ANEW = "remove the folder and call cache_teacher again"
 
@@ -103,7 +102,7 @@ class CacheWriter:
             if shown:
                 enable_progress_bar()
         # Arrow trusts its files: changed bytes would be wrong numbers, or reads beyond the end.
-        (part / CHECKSUMS).write_text(json.dumps(_checksums(part), indent=2))
+        write_checksums(part, [path.name for path in part.iterdir()])
         os.replace(part, final)
 
     def finish(self) -> None:
@@ -113,7 +112,7 @@ class CacheWriter:
     def _write_manifest(self, complete: bool) -> None:
         part = self.folder / (MANIFEST + ".part")
         data = {**self._settings, "complete": complete}
-        part.write_text(json.dumps({**data, "checksum": _checksum(json.dumps(data).encode())}, indent=2))
+        part.write_text(json.dumps({**data, "checksum": checksum(json.dumps(data).encode())}, indent=2))
         os.replace(part, self.folder / MANIFEST)
 
 
@@ -171,7 +170,8 @@ def _load(part: Path) -> Any:
     from datasets import load_from_disk
 
     try:
-        is_whole = json.loads((part / CHECKSUMS).read_text()) == _checksums(part)
+        names = {path.name for path in part.iterdir()} - {CHECKSUMS}
+        is_whole = not changed_files(part) and names == set(json.loads((part / CHECKSUMS).read_text()))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{part.name} of the teacher's cache cannot be read ({error}); {_ANEW}") from error
     if not is_whole:
@@ -186,14 +186,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder.name} holds no teacher cache; make one with cache_teacher") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise CheckpointError(f"{folder.name} was written by another version of hf_compress; make it again")
-    if found.pop("checksum", None) != _checksum(json.dumps(found).encode()):
+    if found.pop("checksum", None) != checksum(json.dumps(found).encode()):
         raise CheckpointError(f"{MANIFEST} in {folder.name} was changed after it was written; {_ANEW}")
     return found
-
-
-def _checksums(part: Path) -> dict[str, int]:
-    return {path.name: _checksum(path.read_bytes()) for path in sorted(part.iterdir()) if path.name != CHECKSUMS}
-
-
-def _checksum(data: bytes) -> int:
-    return zlib.crc32(data)

@@ -30,7 +30,7 @@ LEFT_OUT_FILES = {
         TRAINING_STATE,
     ),
     **dict.fromkeys(("optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "scaler.pt"), TRAINING_STATE),
-    **dict.fromkeys(("rng_state*.pth", "random_states_*.pkl"), TRAINING_STATE),
+    **dict.fromkeys(("rng_state*.pth", "random_states_*.pkl", "checksums.json"), TRAINING_STATE),
     **dict.fromkeys(("*.log", "events.out.tfevents.*"), "a log"),
     "*.part": "half-written",
 }

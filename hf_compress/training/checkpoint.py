@@ -1,6 +1,7 @@
 """Which Trainer checkpoints are whole: a save that was cut off is never resumed from.
 
-Level: glue. The Trainer writes weights, optimizer, scheduler and RNG state first and trainer_state.json last.
+Level: glue. The Trainer writes weights, optimizer, scheduler and RNG state first and trainer_state.json last. What
+was changed later is known by checksums: those of safetensors files beside them, those of torch.save's archives within.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_compress.checksums import CHECKSUMS, changed_files, write_checksums
 from hf_compress.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def require_complete(folder: str | Path, **needs: Any) -> Path:
 def checkpoint_faults(
     folder: Path, *, world_size: int = 1, optimizer: bool = True, files: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield what is missing or cut off in a checkpoint.
+    """Yield what is missing, cut off or changed in a checkpoint.
 
     Args:
         folder: the checkpoint.
@@ -77,12 +79,41 @@ def checkpoint_faults(
     if optimizer:
         ranks = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
         for name in ("optimizer.pt", "scheduler.pt", *ranks):
-            # torch.save writes the archive's directory last, so a cut-off file is no zip file.
-            if not zipfile.is_zipfile(folder / name):
-                yield f"{name} is missing or cut off"
+            yield from _archive_faults(folder / name)
     for name in files:
         if not _is_whole_safetensors(folder / name):
             yield f"{name} is missing or cut off"
+    if (folder / CHECKSUMS).exists():
+        yield from _changes(folder)
+
+
+def save_checksums(folder: Path) -> None:
+    """Write the checksums of the weights and of our own state, once all of them are in the checkpoint."""
+    write_checksums(folder, [path.name for path in folder.glob("*.safetensors")])
+
+
+def _changes(folder: Path) -> Iterator[str]:
+    try:
+        changed = changed_files(folder)
+    except (OSError, ValueError, TypeError, RecursionError):
+        yield f"{CHECKSUMS} is cut off"
+        return
+    for name in changed:
+        yield f"{name} was changed after it was written (if you did that, remove {CHECKSUMS})"
+
+
+def _archive_faults(path: Path) -> Iterator[str]:
+    # torch.save writes the archive's directory last, so a cut-off file is no zip file.
+    if not zipfile.is_zipfile(path):
+        yield f"{path.name} is missing or cut off"
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_as_written = archive.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        is_as_written = False
+    if not is_as_written:
+        yield f"{path.name} was changed after it was written"
 
 
 def _weight_faults(folder: Path) -> Iterator[str]:

@@ -24,7 +24,7 @@ from hf_compress.pruning.pruner import Pruner
 from hf_compress.quantization.bnb import protect_4bit
 from hf_compress.training.agreement import TeacherAgreement
 from hf_compress.training.aware import aware_callback
-from hf_compress.training.checkpoint import checkpoint_to_resume
+from hf_compress.training.checkpoint import checkpoint_to_resume, save_checksums
 from hf_compress.training.diverged import DivergenceGuard
 from hf_compress.training.finished import save_compressed
 from hf_compress.training.loss import CompressionLoss
@@ -246,6 +246,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         elif self.pruner is not None:
             model = self.accelerator.unwrap_model(self.model)
             check_saved_zeros(self.pruner, model, folder, self.args.should_save)
+        if is_checkpoint and self.args.should_save:
+            save_checksums(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -135,6 +135,19 @@ def test_a_checkpoint_with_a_broken_file_is_passed_over_and_refused_by_name(trai
         trained.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "pruning_state.safetensors"])
+def test_one_flipped_bit_in_a_checkpoint_is_found_and_the_one_before_taken(trained, name):
+    folder = Path(trained.args.output_dir)
+    assert last_complete_checkpoint(folder, files=trained.checkpoint_files).name == "checkpoint-8"
+    path = folder / "checkpoint-8" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert last_complete_checkpoint(folder, files=trained.checkpoint_files).name == "checkpoint-4"
+    with pytest.raises(CheckpointError, match=f"{name} was changed.*resume from checkpoint-4"):
+        trained.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+
+
 def test_resume_with_other_pruning_options_is_refused(trained):
     config = CompressionConfig(pruning=PruningConfig(frequency=1, sparsity=0.9))
     other = CompressionTrainer(tiny.bert(), trained.args, compression=config, train_dataset=tiny.sentences())
