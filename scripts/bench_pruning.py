@@ -33,8 +33,11 @@ CRITERIA = {
 parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
 parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"])
 parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
-HOW = ["alone", "distilled", "distilled, with unlabelled text"]
-parser.add_argument("--distil", nargs="+", default=HOW[:2], choices=HOW, help="the last needs --unlabeled")
+HOW = [
+    "alone", "distilled", "distilled, hidden states too",
+    "distilled, with unlabelled text", "distilled, hidden states too, with unlabelled text",
+]  # fmt: skip
+parser.add_argument("--distil", nargs="+", default=HOW[:2], choices=HOW, help="text needs --unlabeled")
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
 cache = str(sst2.cached(args, tokenizer, data))
@@ -49,13 +52,12 @@ def run(case, seed):
         return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, steps=0)
     sparsity, name, how = case.split(" | ")
     # What is not in the cache is asked of the dense model itself.
-    has_texts = how.endswith("text")
-    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "cache": "" if has_texts else cache}
-    distillation = DistillationConfig(**terms) if how != "alone" else None
-    extra = {}
-    if has_texts:
-        dense = AutoModelForSequenceClassification.from_pretrained(args.dense)
-        extra = {"teacher": dense, "unlabeled_dataset": texts}
+    has_texts, has_states = how.endswith("text"), "hidden" in how
+    is_cached = not has_texts and not has_states
+    terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": float(has_states)}
+    distillation = DistillationConfig(**terms, cache=cache if is_cached else "") if how != "alone" else None
+    extra = {} if is_cached else {"teacher": AutoModelForSequenceClassification.from_pretrained(args.dense)}
+    extra |= {"unlabeled_dataset": texts} if has_texts else {}
     if isinstance(CRITERIA[name], list):
         return in_rounds(model, float(sparsity), CRITERIA[name], seed, distillation, extra)
     pruning = PruningConfig(float(sparsity), exclude=("pooler",), **CRITERIA[name])

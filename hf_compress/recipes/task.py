@@ -117,10 +117,11 @@ def forward_batches(model: nn.Module, rows: Any, collator: Callable) -> Iterator
 
 
 def training_batches(task: Task, samples: int, size: int = 32, seed: int = 0) -> list[dict[str, Any]]:
-    """Return training samples of a task as batches, drawn by a seed."""
+    """Return training samples of a task as batches, drawn by a seed; texts from short to long, to pad little."""
     rows = task.rows["train"]
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    return [dict(task.collator([rows[i] for i in chosen[k : k + size]])) for k in range(0, len(chosen), size)]
+    drawn = sorted((rows[i] for i in chosen), key=lambda row: len(row["input_ids"]) if "input_ids" in row else 0)
+    return [dict(task.collator(drawn[k : k + size])) for k in range(0, len(drawn), size)]
 
 
 def load_tokenizer(task: str, source: str | None, **options: Any) -> Any:

@@ -24,6 +24,7 @@ from hf_compress.search.candidate import Candidate, Cutter
 from hf_compress.search.config import BudgetConfig
 from hf_compress.search.fitting import Fitting
 from hf_compress.search.forms import usable_forms
+from hf_compress.search.limits import missed
 from hf_compress.search.measured import drop
 from hf_compress.search.store import claim
 
@@ -106,10 +107,10 @@ def _proved(
         }
         for record in records
     ]
-    missed = steps.missed(values[1], values[0])
+    over = missed(steps.config, values[1], values[0])
     if steps.config.max_drop is not None and drop(values[1], values[0]) > steps.config.max_drop:
-        missed.append("max_drop")
-    return BudgetResult(folders["fitted"], candidate, values[1], values[0], limits, tuple(missed))
+        over.append("max_drop")
+    return BudgetResult(folders["fitted"], candidate, values[1], values[0], limits, tuple(over))
 
 
 def _record(steps: Fitting, candidate: Candidate, folders: Mapping[str, Path], pictures: Sequence[Path]) -> None:

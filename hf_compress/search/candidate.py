@@ -47,6 +47,12 @@ class Candidate:
         return ", ".join(parts)
 
     @property
+    def folder_name(self) -> str:
+        """The same as the name of a file."""
+        parts = [self.form, f"{100 * self.keep:.0f}", f"{self.layers or 'all'}"]
+        return "-".join([*parts, *(["tokens"] if self.has_own_vocabulary else [])])
+
+    @property
     def cut(self) -> Candidate:
         """The same without its form: candidates with equal ones share a model before it leaves."""
         return dataclasses.replace(self, form="")

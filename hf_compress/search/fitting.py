@@ -19,17 +19,19 @@ from hf_compress.search.budget_report import Outlook
 from hf_compress.search.candidate import Candidate, Cutter, candidates, write
 from hf_compress.search.config import BudgetConfig
 from hf_compress.search.forms import FORMS
+from hf_compress.search.limits import LIMITS, closest, excess, limits_of, missed
 from hf_compress.search.measured import measure_folders, signed_score
 from hf_compress.search.table import Table, corners
 from hf_compress.search.train import steps_in, train
 
-LIMITS = {"max_bytes": "bytes", "max_latency": "latency", "max_params": "parameters"}
-# Of the time: for all finalists, and at least for the winner.
-_SHARE_OF_FINALISTS, _SHARE_OF_WINNER = 0.25, 0.4
+# For all finalists, of the time that is left then; for the winner at least, of the whole time.
+_SHARE_OF_FINALISTS, _SHARE_OF_WINNER = 0.4, 0.2
+# Seconds of cutting and training a finalist, below which it would tell nothing.
+_SHORTEST = 30.0
 # Seconds kept back for writing and measuring.
 _RESERVE = 90.0
 # Samples that show static quantization its ranges, and on which losses are measured.
-_CALIBRATION = 256
+_CALIBRATION, _FOR_LOSSES = 256, 128
 # A candidate is looked at if it is predicted to be at most so much over: predictions are not exact.
 _SLACK = 1.03
 
@@ -58,15 +60,17 @@ class Fitting:
         table = self.table()
         every = candidates(self.cutter, self.forms)
         dense = self.once("dense", self._dense)
-        limits = {n: self.limit(n, dense[what]) for n, what in LIMITS.items() if getattr(self.config, n) is not None}
-        fitting = [c for c in every if self._over(table, c, limits) <= _SLACK]
+        limits = limits_of(self.config, dense)
+        fitting = [c for c in every if excess(table, c, limits) <= _SLACK]
         say(f"{len(fitting)} of {len(every)} candidates are predicted to keep to the budget")
         if not fitting:
-            raise UnsupportedError(self._closest(table, every, limits))
+            raise UnsupportedError(closest(table, every, limits))
         losses = self.once("losses", self._losses, sorted({c.form for c in fitting}))
         ranked = sorted(fitting, key=lambda c: self._expected(c, losses))
-        scores = self._tried(ranked)
-        candidate = self._finished(sorted(scores, key=lambda c: -scores[c]))
+        seconds = self.once("plan", self._plan)
+        finalists = self._finalists(ranked, len(seconds))
+        scores = self._tried(finalists, seconds) if len(finalists) > 1 else {}
+        candidate = self._finished(sorted(finalists, key=lambda c: -scores.get(c, 0.0)))
 
         def outlook(c: Candidate) -> Outlook:
             predicted = {what: table.predict(c, what) for what in LIMITS.values()}
@@ -104,7 +108,7 @@ class Fitting:
     def measure(self, chosen: Sequence[Candidate]) -> list[dict[str, float]]:
         """Build candidates without training and measure them in turn: "bytes", "parameters" and "latency"."""
         for candidate in chosen:
-            self.once(f"corner-{_folder_name(candidate)}", self._build, candidate)
+            self.once(f"corner-{candidate.folder_name}", self._build, candidate)
         return self._measure([self._corner(c) for c in chosen])
 
     def _measured(self, every: Sequence[Candidate]) -> dict[Candidate, dict[str, float]]:
@@ -112,7 +116,7 @@ class Fitting:
         chosen = []
         for form in list(self.forms):
             own = corners(form, every)
-            reasons = [self.once(f"corner-{_folder_name(c)}", self._build, c) for c in own]
+            reasons = [self.once(f"corner-{c.folder_name}", self._build, c) for c in own]
             if any(reasons):
                 say(f"{form} is left out: {next(filter(None, reasons))}")
                 del self.forms[form]
@@ -135,7 +139,7 @@ class Fitting:
         return ""
 
     def _corner(self, candidate: Candidate) -> Path:
-        return self.folder / "corners" / _folder_name(candidate)
+        return self.folder / "corners" / candidate.folder_name
 
     def _write(self, candidate: Candidate, model: Any, task: Any, folder: Path) -> None:
         batches = self.cutter.batches(task, min(_CALIBRATION, self.config.samples), 8)
@@ -160,24 +164,6 @@ class Fitting:
             write(Candidate("float32"), FORMS.get("float32"), self.cutter.model, self.cutter.task, plain, ())
         return {**self._measure([plain])[0], **self.cutter.task.evaluate(self.cutter.model, "validation")}
 
-    def limit(self, name: str, dense: float) -> float:
-        """Return a limit in absolute numbers, from what the whole model has."""
-        value = getattr(self.config, name)
-        return value * dense if value < 1 else value
-
-    def _over(self, table: Table, candidate: Candidate, limits: Mapping[str, float]) -> float:
-        """Return the largest predicted value over its limit."""
-        return max(table.predict(candidate, LIMITS[name]) / limit for name, limit in limits.items())
-
-    def _closest(self, table: Table, every: Sequence[Candidate], limits: Mapping[str, float]) -> str:
-        best = min(every, key=lambda c: self._over(table, c, limits))
-        over = {n: table.predict(best, LIMITS[n]) for n in limits}
-        binding = ", ".join(f"{n} {over[n]:,.4g} of {limit:,.4g}" for n, limit in limits.items() if over[n] > limit)
-        return (
-            f"no candidate is predicted to keep to the budget; closest comes {best}: {binding}. Allow more there, add "
-            "a form, or start from a smaller model"
-        )
-
     def _losses(self, forms: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return what each form, each part of the units and each depth does alone to the predictions, in nats.
 
@@ -187,14 +173,15 @@ class Fitting:
         from hf_compress.measurement.load import load_measured
         from hf_compress.quantization.sensitivity import mean_divergence, predictions
 
-        batches = self.cutter.batches(self.cutter.task, min(_CALIBRATION, self.config.samples))
+        samples = min(_FOR_LOSSES, self.config.samples)
+        batches = self.cutter.batches(self.cutter.task, samples)
         wanted = [list(predictions(self.cutter.model, batch)) for batch in batches]
 
         def loss(model: Any) -> float:
             return mean_divergence(model.eval(), batches, wanted)
 
         def cut(candidate: Candidate, layout: str) -> Any:
-            return self.cutter.cut(candidate, layout, rounds=1, samples=min(_CALIBRATION, self.config.samples))
+            return self.cutter.cut(candidate, layout, rounds=1, samples=samples)
 
         say(f"what {', '.join(forms)} do alone")
         found = {"form": {form: loss(load_measured(self._corner(Candidate(form)))) for form in forms}}
@@ -217,24 +204,33 @@ class Fitting:
     def _layout(self, candidate: Candidate) -> str:
         return "per_layer" if self.forms[candidate.form].is_exported else "uniform"
 
-    def _tried(self, ranked: Sequence[Candidate]) -> dict[Candidate, float]:
-        """Train the first few briefly; returns their scores on the validation split, larger is better."""
+    def _plan(self) -> list[float]:
+        """Return the seconds of each finalist; of one alone where there is no time to compare."""
+        left = _SHARE_OF_FINALISTS * max(0.0, self.seconds_left - _RESERVE)
+        count = max(1, min(self.config.finalists, int(left / _SHORTEST)))
+        return [left / count] * count
+
+    def _finalists(self, ranked: Sequence[Candidate], count: int) -> list[Candidate]:
+        """Return the first that keep to the budget when they are built."""
         chosen: list[Candidate] = []
         for candidate in ranked:
             # Forms of the same cut differ little by training.
-            if len(chosen) < self.config.finalists and all(candidate.cut != c.cut for c in chosen):
+            if len(chosen) < count and all(candidate.cut != c.cut for c in chosen):
                 chosen += [candidate] if self._really_fits(candidate) else []
         if not chosen:
             raise UnsupportedError(
                 f"the {len(ranked)} candidates that were predicted to keep to the budget are over it when they are "
                 f"built, {ranked[0]} among them; allow a little more"
             )
-        seconds = 60 * self.config.minutes * _SHARE_OF_FINALISTS / len(chosen)
+        return chosen
+
+    def _tried(self, chosen: Sequence[Candidate], times: Sequence[float]) -> dict[Candidate, float]:
+        """Train each briefly; returns their scores on the validation split, larger is better."""
         scores = {}
-        for candidate in chosen:
-            name = f"tried-{_folder_name(candidate)}"
+        for candidate, seconds in zip(chosen, times, strict=False):
+            name = f"tried-{candidate.folder_name}"
             scores[candidate] = self.once(name, self._try, candidate, name, seconds)
-            say(f"{candidate}: {abs(scores[candidate]):.4f} after {seconds:.0f} s of training")
+            say(f"{candidate}: {abs(scores[candidate]):.4f} after {seconds:.0f} s")
         return scores
 
     def _train(self, candidate: Candidate, name: str, seconds: float) -> Any:
@@ -245,7 +241,9 @@ class Fitting:
         key = candidate.cut, self._layout(candidate)
         if key not in self._cuts:
             say(f"cutting {candidate}")
+            started = time.monotonic()
             self._cuts[key] = self.cutter.cut(*key)
+            seconds = max(seconds - (time.monotonic() - started), seconds / 3)
         set_seed(self.config.seed)
         model = copy.deepcopy(self._cuts[key])
         steps = self.once(f"steps-{name}", steps_in, seconds, model, teacher, task, work, self.config)
@@ -253,16 +251,16 @@ class Fitting:
 
     def _really_fits(self, candidate: Candidate) -> bool:
         """Build a candidate and measure it, so that no time is spent on training what is too large or slow."""
-        name = _folder_name(candidate)
+        name = candidate.folder_name
         if self.once(f"corner-{name}", self._build, candidate):
             return False
         places = [self.folder / "dense", self._corner(candidate)]
         dense, found = self.once(f"built-{name}", self._measure, places)
         self.built[candidate] = found
-        missed = self.missed(found, dense)
-        if missed:
-            say(f"{candidate}: over its limit in {', '.join(missed)} when built")
-        return not missed
+        over = missed(self.config, found, dense)
+        if over:
+            say(f"{candidate}: over its limit in {', '.join(over)} when built")
+        return not over
 
     def _finished(self, order: Sequence[Candidate]) -> Candidate:
         """Train the best candidate for the rest of the time and measure it; the next one if it is over its limits.
@@ -273,27 +271,17 @@ class Fitting:
         for number, candidate in enumerate(order):
             if number and self.seconds_left <= 0:
                 break
-            name = f"final-{_folder_name(candidate)}"
+            name = f"final-{candidate.folder_name}"
             seconds = max(60 * self.config.minutes * _SHARE_OF_WINNER, self.seconds_left - _RESERVE)
             self.once(name, self._make, candidate, name, seconds)
             found = self.once(f"measured-{name}", self._measure, [self.folder / "dense", self.place(candidate)])
             say(f"{candidate}: " + ", ".join(f"{k} {v:,.4g}" for k, v in found[1].items()))
-            missed = self.missed(found[1], found[0])
-            if not missed:
+            over = missed(self.config, found[1], found[0])
+            if not over:
                 return candidate
-            say(f"over its limit in {', '.join(missed)}")
+            say(f"over its limit in {', '.join(over)}")
         return order[0]
 
     def place(self, candidate: Candidate) -> Path:
         """Return the folder of a candidate that is made."""
-        return self.folder / "candidates" / _folder_name(candidate)
-
-    def missed(self, found: Mapping[str, float], dense: Mapping[str, float]) -> list[str]:
-        """Return which limits are exceeded; fractions are of what was measured beside."""
-        asked = [name for name in LIMITS if getattr(self.config, name) is not None]
-        return [n for n in asked if found[LIMITS[n]] > self.limit(n, dense[LIMITS[n]])]
-
-
-def _folder_name(candidate: Candidate) -> str:
-    parts = [candidate.form, f"{100 * candidate.keep:.0f}", f"{candidate.layers or 'all'}"]
-    return "-".join([*parts, *(["tokens"] if candidate.has_own_vocabulary else [])])
+        return self.folder / "candidates" / candidate.folder_name

@@ -27,8 +27,10 @@ from hf_compress.cli import main
 from hf_compress.errors import ConfigError, OutputExistsError, UnsupportedError
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.progress import StepClock
+from hf_compress.search import budget, fitting
 from hf_compress.search.budget_report import Outlook, costs, plot_outlooks
 from hf_compress.search.candidate import KEEPS, Candidate, Cutter
+from hf_compress.search.config import BudgetConfig
 from hf_compress.search.fitting import Fitting
 from hf_compress.search.measured import drop
 from hf_compress.search.table import Table, corners
@@ -50,7 +52,10 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fitted(whole, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit") / "out"
-    return folder, fit_budget(whole, TASK, folder, max_params=0.6, **QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        # As if there were the time.
+        patch.setattr(Fitting, "_plan", lambda _: [0.1, 0.1])
+        return folder, fit_budget(whole, TASK, folder, max_params=0.6, **QUICK)
 
 
 def test_the_saved_model_keeps_to_the_budget_and_loads_plainly(whole, fitted):
@@ -149,10 +154,25 @@ def test_the_fast_model_for_sizes_and_times_is_as_large_as_the_one_that_is_made(
 
 def test_without_time_for_another_one_the_best_is_kept_and_says_what_it_misses(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(Fitting, "_really_fits", lambda *_: True)
-    monkeypatch.setattr(Fitting, "missed", lambda *_: ["max_params"])
+    monkeypatch.setattr(Fitting, "_plan", lambda _: [0.1, 0.1])
+    for module in (fitting, budget):
+        monkeypatch.setattr(module, "missed", lambda *_: ["max_params"])
     result = fit_budget(whole, TASK, tmp_path / "out", max_params=0.9, **{**QUICK, "minutes": 0.001})
     assert result.missed == ("max_params",)
     assert [result.folder] == list((tmp_path / "out" / "candidates").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(10, [0.0]), (160, [28.0]), (240, [30.0, 30.0]), (1590, [200.0, 200.0, 200.0])]
+)
+def test_finalists_are_as_many_as_there_is_time_for(monkeypatch, tmp_path, left, expected):
+    monkeypatch.setattr(Fitting, "seconds_left", left)
+    assert Fitting(tmp_path, None, BudgetConfig(max_params=0.5), {})._plan() == expected
+
+
+def test_where_time_is_short_one_candidate_is_made_and_none_compared(whole, tmp_path):
+    fit_budget(whole, TASK, tmp_path / "out", max_params=0.6, **QUICK)
+    assert not list((tmp_path / "out" / "state").glob("tried-*"))
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(0.0, 5), (100.0, 8)])
@@ -173,7 +193,8 @@ def test_the_report_says_what_each_step_cost(fitted):
     rows = {text: (int(steps), int(seconds)) for text, steps, seconds in costs(folder)}
     tried = [seconds for name, seconds in marks.items() if name.startswith("tried-")]
     assert rows["cutting and training the best few briefly"] == (len(tried), round(sum(tried)))
-    assert sum(steps for steps, _ in rows.values()) == sum(not name.startswith("steps-") for name in marks)
+    assert sum(steps for steps, _ in rows.values()) == sum(not name.startswith(("steps-", "plan")) for name in marks)
+    assert len(tried) == 2
     assert "cutting and training the chosen one" in (folder / "budget.md").read_text()
 
 
