@@ -69,8 +69,8 @@ def export(
         DataError: if "static" has no batches.
         MissingDependencyError: if a package is missing, with the line that installs it.
         QuantizationError: if the model is quantized already, or the result too far from it; nothing is written then.
-        UnsupportedError: if no inputs can be made up for the model, and there are no `batches`; or if it returns a
-            class of its own.
+        UnsupportedError: if no inputs can be made up for the model, and there are no `batches`; if it returns a
+            class of its own; or if the exporter fails on it.
     """
     kind = _checked(format, quantization, batches)
     output = free_folder(output)
@@ -140,7 +140,7 @@ def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -
         source.config.use_cache = False
     try:
         # The exporter may pop inputs that only switch outputs.
-        exported = AutoHfExporter.from_config(settings).export(source, dict(inputs), settings)
+        exported = _exported(AutoHfExporter.from_config(settings), source, dict(inputs), settings)
         if not _is_known(exported.config):
             # Whoever loads the program would look for the class of this config, which has code of its own.
             exported.config = None
@@ -153,6 +153,22 @@ def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -
             source.config.use_cache = is_caching
     parameters = sum(p.numel() for p in source.parameters())
     return {"difference": difference, "parameters": parameters, "inputs": sorted(inputs)}
+
+
+def _exported(exporter: Any, source: Any, inputs: Batch, settings: Any) -> Any:
+    """Return the program.
+
+    Raises:
+        UnsupportedError: with what the exporter says; each of its backends fails in ways of its own.
+    """
+    try:
+        return exporter.export(source, inputs, settings)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        told = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedError(
+            f"{type(exporter).__name__} cannot take {type(source).__name__} ({type(error).__name__}: {told}); nothing "
+            "was written. Try another format, leave quantization out, or make forward free of branches on values"
+        ) from error
 
 
 @torch.no_grad()

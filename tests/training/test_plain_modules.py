@@ -64,6 +64,13 @@ class Network(nn.Module):
         return tuple(parts.values()) if self.form is tuple else self.form(parts)
 
 
+class Branching(Network):
+    """Asks a value, which no program can be traced through."""
+
+    def forward(self, pixel_values):
+        return super().forward(pixel_values if pixel_values.sum() > 0 else -pixel_values)
+
+
 class Recommender(nn.Module):
     """Users and items in, one number a row out."""
 
@@ -273,6 +280,14 @@ def test_a_module_is_exported_for_any_number_of_rows(tmp_path, format, package, 
     wanted = model(pixel_values=PIXELS[:5])["logits"]
     distance = float((found - wanted).norm() / wanted.norm())
     assert distance < 1e-4 if quantization is None else 0 < distance < 0.2
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_what_an_exporter_fails_on_is_refused_with_its_words(tmp_path, format, package):
+    pytest.importorskip(package)
+    with pytest.raises(UnsupportedError, match="cannot take Branching .*branches on values"):
+        export(Branching().eval(), format, tmp_path / "out", batches=[BATCH])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_module_trained_with_rounded_weights_is_exported_in_their_codes(tmp_path):
