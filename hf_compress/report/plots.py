@@ -20,8 +20,11 @@ _LINEAR_SPAN = 6
 # Where the name of a point may stand, in points from it, best first.
 _LABEL_PLACES = (
     ((0, 14), "center"), ((0, -14), "center"), ((10, 12), "left"), ((10, -12), "left"), ((-10, 12), "right"),
-    ((-10, -12), "right"), ((12, 26), "left"), ((12, -26), "left"), ((0, 14), "center"),
+    ((-10, -12), "right"), ((12, 26), "left"), ((12, -26), "left"), ((0, 28), "center"), ((0, -28), "center"),
+    ((-12, 26), "right"), ((-12, -26), "right"), ((0, 42), "center"), ((0, -42), "center"), ((0, 14), "center"),
 )  # fmt: skip
+# Steps of one recipe are joined by arrows; more models than this are alternatives.
+_LONGEST_CHAIN = 4
 
 
 def plot_quality_size(records: Iterable[Record], metric: str | None = None, axes: Any = None) -> Any:
@@ -79,7 +82,9 @@ def _plot(records: list[Record], x_name: str, conditions: dict[str, Any], metric
     scale, unit = _scale([x for _, x, _ in points])
     factor = 100 if points[0][2].unit == "fraction" else 1
     positions = [(x.value / scale, y.value * factor) for _, x, y in points]
-    _draw_arrows(axes, positions)
+    is_chain = len(points) <= _LONGEST_CHAIN
+    if is_chain:
+        _draw_arrows(axes, positions)
     for (record, x, _), position in zip(points, positions, strict=True):
         _draw_point(axes, record, position, _error(x, scale))
     first = points[0][1]
@@ -90,7 +95,7 @@ def _plot(records: list[Record], x_name: str, conditions: dict[str, Any], metric
     ends = [p + (e[1] if (e := _error(x, scale)) else 0) for (_, x, _), (p, _) in zip(points, positions, strict=True)]
     _set_x_axis(axes, [x for x, _ in positions] + ends)
     axes.margins(y=0.25)
-    _write_names(axes, [record for record, _, _ in points], positions)
+    _write_names(axes, [record for record, _, _ in points], positions, is_chain)
     return axes
 
 
@@ -173,14 +178,15 @@ def _set_x_axis(axes: Any, values: list[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _write_names(axes: Any, records: list[Record], positions: list[tuple[float, float]]) -> None:
+def _write_names(axes: Any, records: list[Record], positions: list[tuple[float, float]], has_arrows: bool) -> None:
     """Write each name at the first place beside its point where it covers nothing and stays inside the axes."""
     from matplotlib.transforms import Bbox
 
     axes.figure.canvas.draw()
     points = [axes.transData.transform(position) for position in positions]
     taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in points]
-    taken += [Bbox.from_extents(x - 2, y - 2, x + 2, y + 2) for x, y in _along_arrows(points)]
+    if has_arrows:
+        taken += [Bbox.from_extents(x - 2, y - 2, x + 2, y + 2) for x, y in _along_arrows(points)]
     for record, position in zip(records, positions, strict=True):
         name = f"{record.model} (baseline)" if record.role == "baseline" else record.model
         for number, (offset, align) in enumerate(_LABEL_PLACES, 1):
