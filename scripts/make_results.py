@@ -1,0 +1,266 @@
+"""Write RESULTS.md and its pictures from the records in scripts/results, each table with a link to its record.
+
+Usage: `python scripts/make_results.py`.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_compress.measurement.record import Record, sort_records
+from hf_compress.report.plots import plot_quality_latency, plot_quality_size, save_plot
+from hf_compress.report.tables import draw_table, format_value
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "scripts" / "results"
+PICTURES = RESULTS / "pictures"
+INTRODUCTION = """# Results
+
+What the scripts in `scripts/` measured, each number from the record that stands beside it;
+`python scripts/make_results.py` writes this page. What was chosen was chosen on training data put aside; the test data
+was measured once a run. Times compare within a table only: tables were made on machines of different speed. "D" is the
+dense model.
+
+The targets are our own, set before the runs from the papers and from what careful users of other packages get. A
+target that was missed says so.
+"""
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a record by its file name."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def link(*names: str) -> str:
+    """Return where the numbers are."""
+    return "Records: " + ", ".join(f"[{n}](scripts/results/{n}.json)" for n in names) + "."
+
+
+def spread(values: Iterable[float], factor: float = 1.0, digits: int = 2) -> str:
+    """Return mean, deviation and count of runs that differ in their seed."""
+    values = [factor * v for v in values]
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else f"{mean} (1)"
+
+
+def percent(runs: Mapping[str, float]) -> str:
+    """Return an accuracy over seeds."""
+    return spread(runs.values(), 100)
+
+
+def points(runs: Mapping[str, float], dense: Mapping[str, float]) -> float:
+    """Return what was lost against the dense model, in points."""
+    return 100 * (statistics.mean(runs.values()) - statistics.mean(dense.values()))
+
+
+def verdict(found: float, target: float) -> str:
+    """Say whether a loss in points reached its target; both are negative."""
+    return f"D - {-target:g}: " + ("reached" if round(found, 2) >= target else f"missed by {target - found:.2f}")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return draw_table([list(head), *map(list, rows)], "markdown")
+
+
+def records(name: str) -> list[Record]:
+    """Return the records within a file."""
+    return [Record.from_dict(r) for r in load(name)["records"]]
+
+
+def value(record: Record, name: str, **conditions: Any) -> str:
+    """Return a measurement, or a dash where it was not made."""
+    found = [m for m in record.measurements if m.name == name and conditions.items() <= m.conditions.items()]
+    return format_value(found[0]) if found else "-"
+
+
+def record_table(name: str, quality: str, batches: Sequence[int] = (1, 32)) -> str:
+    """Return size, speed and quality of all models of a file."""
+    head = ["model", quality, "weights on disk", *(f"latency, batch {b}" for b in batches), "peak memory"]
+    rows = [
+        [
+            r.model, value(r, quality), value(r, "bytes_on_disk"),
+            *(value(r, "latency", batch_size=b) for b in batches), value(r, "peak_memory"),
+        ]
+        for r in records(name)
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def pictures(name: str, batch: int = 1) -> str:
+    """Draw quality against size and latency."""
+    found = records(name)
+    PICTURES.mkdir(exist_ok=True)
+    lines = []
+    for what, axes in (
+        ("size", plot_quality_size(found)),
+        ("latency", plot_quality_latency(found, batch_size=batch)),
+    ):
+        path = save_plot(axes, PICTURES / f"{name}_{what}.png")
+        lines.append(f"![quality and {what}]({path.relative_to(ROOT).as_posix()})")
+    return "\n".join(lines)
+
+
+def single_weights() -> str:
+    """Gradual pruning in the Trainer."""
+    content = load("pruning_sst2")
+    runs, steps = content["runs"], content["settings"]["steps"]
+    targets = {"0.8 | platon | distilled": -0.4, "0.9 | platon | distilled": -1.5}
+    rows = []
+    for case, found in runs.items():
+        if case != "dense":
+            lost = points(found, runs["dense"])
+            said = verdict(lost, targets[case]) if case in targets else ""
+            rows.append([case, percent(found), f"{lost:+.2f}", said])
+    text = f"Single weights of MiniLM's encoder, {steps:,} steps of 32 sentences; D = {percent(runs['dense'])} %."
+    return "\n\n".join([text, table(["sparsity, criterion, teacher", "accuracy, %", "points", "target"], rows),
+                        link("pruning_sst2", "scores_sst2")])  # fmt: skip
+
+
+def without_training() -> str:
+    """Heads and neurons removed in minutes."""
+    runs = load("structured_sst2_per_layer")["runs"]
+    targets = {"0.5": -0.7, "0.333": -1.5, "0.25": -3.5}
+    rows = []
+    for case, found in runs.items():
+        if case == "dense":
+            continue
+        _, keep, criterion, rounds, repair = case.split(" | ")
+        lost = points(found, runs["dense"])
+        is_best = repair == "repair" and rounds.startswith("6")
+        rows.append([keep, f"{criterion}, {rounds}", repair, percent(found), f"{lost:+.2f}",
+                     verdict(lost, targets[keep]) if is_best else ""])  # fmt: skip
+    text = "Heads and neurons of MiniLM cut without training, each layer what it can spare, 1,024 sentences."
+    uniform = load("structured_sst2_uniform")["runs"]
+    cases = [c for c in uniform if c != "dense"]
+    plain = table(["as many in each layer, neurons only, a half kept", "accuracy, %"],
+                  [[" ".join(c.split(" | ")[2:]), percent(uniform[c])] for c in cases])  # fmt: skip
+    head = ["kept", "criterion", "repair", "accuracy, %", "points", "target"]
+    return "\n\n".join([text, table(head, rows), plain, link("structured_sst2_per_layer", "structured_sst2_uniform")])
+
+
+def runs_table(name: str, factor: float = 1.0, digits: int = 2, key: str = "", head: str = "") -> str:
+    """Return the table of a file with runs by case and seed."""
+    rows = []
+    for case, found in load(name)["runs"].items():
+        values = [v[key] if key else v for v in found.values()]
+        rows.append([case, spread(values, factor, digits)])
+    return table(["case", head], rows)
+
+
+def peers() -> str:
+    """One-shot pruning beside LLM Compressor, steps beside torch's own pruning."""
+    content = load("peers_oneshot")
+    head = ["tool", "method", "zeros", "perplexity", "seconds", "memory over the model, MB"]
+    rows = [[r["tool"], r["method"], r["amount"], f"{r['perplexity']:.2f}", f"{r['seconds']:.0f}",
+             f"{r['over_model_mb']:.0f}"] for r in content["quality"]["runs"] if "perplexity" in r]  # fmt: skip
+    steps = load("bench_trainer_peers")["ratio"]
+    return "\n\n".join([
+        "One-shot pruning: " + content["quality"]["model"] + ".", table(head, rows),
+        "A training step of MiniLM, 32 x 32 tokens, against the stock Trainer's (distillation: and teacher's pass):",
+        table(["what", "time"], [[k, f"x{v:.3f}"] for k, v in steps.items()]),
+        link("peers_oneshot", "bench_trainer_peers", "head_cpu_384", "head_cpu_768", "select_cpu"),
+    ])  # fmt: skip
+
+
+def every_task() -> str:
+    """Every script once, on a little real data."""
+    rows = []
+    for run in load("scripts")["runs"]:
+        quality, sizes = [], []
+        for model in run["models"].values():
+            quality.append(", ".join(f"{k} {v:.4g}" for k, v in list(model.get("quality", {}).items())[:1]))
+            sizes.append(f"{model['size']['bytes_on_disk'] / 1e6:.1f}")
+        rows.append([run["task"], run["data"], f"`{run['command']}`", " → ".join(quality), " → ".join(sizes)])
+    return table(["task", "data", "command", "before → after", "MB"], rows)
+
+
+def other_data() -> str:
+    """The textbook's cases."""
+    parts = []
+    for name, found in load("textbook").items():
+        made = sort_records(Record.from_dict(r) for r in found)
+        qualities = [m.name for m in made[0].measurements if m.unit in ("fraction", "") and m.name != "sparsity"]
+        head = ["model", *qualities[:1], "weights on disk", "latency, batch 1"]
+        rows = [[r.model, *(value(r, q) for q in qualities[:1]), value(r, "bytes_on_disk"),
+                 value(r, "latency", batch_size=1)] for r in made]  # fmt: skip
+        parts.append(f"**{name}**\n\n" + table(head, rows))
+    return "\n\n".join([*parts, link("textbook")])
+
+
+def budget() -> str:
+    """Fitted to a budget by `hf-compress fit`."""
+    return "\n\n".join([
+        '"An eighth of the bytes, a quarter of the latency", by `hf-compress fit`:',
+        record_table("budget_sst2", "accuracy", (1,)), link("budget_sst2"),
+        "The same for a vision transformer on digits, in five minutes, with half of the latency:",
+        record_table("budget_digits", "accuracy", (1,)), link("budget_digits", "budget_predicted"),
+    ])  # fmt: skip
+
+
+def joint() -> str:
+    """Everything at once, by hand."""
+    (dense,) = (r for r in records("joint_sst2") if r.role == "baseline")
+    (result,) = (r for r in records("joint_sst2") if r.role == "result")
+    lost = 100 * (result.get("accuracy").value - dense.get("accuracy").value)
+    return "\n\n".join([
+        "Half of the encoder's operations, the corpus's own vocabulary, 8 bit, one seed. Target "
+        + verdict(lost, -0.7) + ".",
+        record_table("joint_sst2", "accuracy"), pictures("joint_sst2"), link("joint_sst2"),
+    ])  # fmt: skip
+
+
+SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
+    "SST-2, MiniLM (6 layers, 22.7 M parameters)": {
+        "Everything at once": joint,
+        "Fitted to a budget": budget,
+        "In few bits": lambda: "\n\n".join(
+            [record_table("quantization_sst2", "accuracy"), pictures("quantization_sst2"), link("quantization_sst2")]
+        ),
+        "Single weights": single_weights,
+        "Heads and neurons without training": without_training,
+        "3 of 6 layers, distilled": lambda: "\n\n".join(
+            [runs_table("distillation_sst2", 100, head="accuracy, %"), link("distillation_sst2")]
+        ),
+    },
+    "Language models": {
+        "A Llama of 6.5 M parameters on WikiText-2, in few bits": lambda: "\n\n".join(
+            [record_table("quantization_wikitext", "perplexity"), link("quantization_wikitext")]
+        ),
+        "Few bits, recovered": lambda: "\n\n".join(
+            [runs_table("recovery_wikitext", key="perplexity", head="perplexity"), link("recovery_wikitext")]
+        ),
+        "Single weights without training": lambda: "\n\n".join(
+            [
+                runs_table("oneshot_wikitext", key="perplexity", head="perplexity"),
+                runs_table("oneshot_wikitext_healed", key="perplexity", head="perplexity"),
+                link("oneshot_wikitext", "oneshot_wikitext_healed"),
+            ]
+        ),
+        "Neurons, heads, layers, width": lambda: "\n\n".join(
+            [runs_table("structured_wikitext", key="perplexity", head="perplexity"), link("structured_wikitext")]
+        ),
+        "A character model of tiny-shakespeare, 4 times smaller": lambda: "\n\n".join(
+            [runs_table("distillation_lm", digits=3, head="validation loss, nats"), link("distillation_lm")]
+        ),
+    },
+    "Images and tables": {"The textbook's cases": other_data},
+    "Every task once": {"A few steps on real data": lambda: every_task() + "\n\n" + link("scripts")},
+    "Beside other tools": {"In one run": peers},
+}
+
+
+def page() -> str:
+    """Return RESULTS.md; draws its pictures."""
+    parts = [INTRODUCTION]
+    for title, sections in SECTIONS.items():
+        parts.append(f"## {title}")
+        for name, write in sections.items():
+            parts += [f"### {name}", write()]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "RESULTS.md").write_text(page(), encoding="utf-8")
