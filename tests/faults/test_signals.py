@@ -29,7 +29,8 @@ STEP, RENAME = "transformers:Trainer.training_step", "os:replace"
 MOMENTS = {
     "in a step": ("train", STEP, 15, checkpoint, "checkpoint-6"),
     "while shrinking": ("train", "hf_compress.architecture.shrink:shrink", 1, checkpoint, "checkpoint-12"),
-    "teacher": ("cache", RENAME, 4, parts, 2),
+    # The manifest, then the checksums of each part and the part.
+    "teacher": ("cache", RENAME, 6, parts, 2),
     "block": ("oneshot", "hf_compress.pruning.oneshot.api:_say", 2, blocks, 2),
     "joining blocks": ("oneshot", "os:link", 2, blocks, 4),
     "pruned": ("oneshot in memory", RENAME, 1, None, None),

@@ -1,5 +1,6 @@
 """Pruning beside what people already use in the Trainer."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,15 @@ import tiny
 import torch
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
-from hf_compress import CompressionConfig, CompressionMixin, PruningCallback, PruningConfig, PruningTrainer
+from hf_compress import (
+    CompressionConfig,
+    CompressionMixin,
+    CompressionTrainer,
+    DistillationConfig,
+    PruningCallback,
+    PruningConfig,
+    PruningTrainer,
+)
 from hf_compress.errors import UnsupportedError
 
 MODELS = {
@@ -168,3 +177,24 @@ def test_early_stopping_counts_only_at_the_final_sparsity(tmp_path):
     assert trainer.state.global_step >= 10
     assert trainer.pruner.sparsity == pytest.approx(0.9, abs=1e-3)
     assert not math.isinf(trainer.state.best_metric)
+
+
+def test_a_stream_without_end_is_pruned_and_distilled(tmp_path):
+    """Data too large to count: only as many rows are read as there are steps."""
+    from datasets import IterableDataset
+
+    rows, read = tiny.sentences(16), []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield rows[number % 16]
+
+    config = CompressionConfig(DistillationConfig(), PruningConfig(0.5, frequency=1))
+    trainer = CompressionTrainer(
+        tiny.bert(), tiny.arguments(tmp_path, max_steps=6), compression=config, teacher=tiny.bert(1),
+        train_dataset=IterableDataset.from_generator(endless),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.pruner.sparsity == pytest.approx(0.5, abs=0.01)
+    assert len(read) < 200
