@@ -8,16 +8,11 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 CHECKSUMS = "checksums.json"
 _CHUNK = 1 << 24
-
-
-def checksum(data: bytes) -> int:
-    """Return the CRC-32 of `data`."""
-    return zlib.crc32(data)
 
 
 def file_checksum(path: Path) -> int:
@@ -36,14 +31,23 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
     os.replace(part, folder / CHECKSUMS)
 
 
-def changed_files(folder: Path) -> list[str]:
-    """Return the names of files that are not as `write_checksums` found them, or are gone.
+def read_checksums(folder: Path) -> dict[str, int]:
+    """Return what `write_checksums` wrote.
 
     Raises:
-        OSError: if a file cannot be read.
-        ValueError: if the checksums themselves cannot be read.
+        OSError: if it cannot be read.
+        ValueError: if it holds something else.
     """
     written = json.loads((folder / CHECKSUMS).read_text())
     if not isinstance(written, dict) or any(Path(name).name != name for name in written):
         raise ValueError(f"{CHECKSUMS} holds no names of files with their sums")
+    return written
+
+
+def changed_files(folder: Path, written: Mapping[str, int]) -> list[str]:
+    """Return the names of files that are not as their checksums say, or are gone.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
     return [n for n, s in written.items() if not (folder / n).is_file() or file_checksum(folder / n) != s]

@@ -19,9 +19,9 @@ PICTURES = RESULTS / "pictures"
 INTRODUCTION = """# Results
 
 What the scripts in `scripts/` measured, each number from the record that stands beside it;
-`python scripts/make_results.py` writes this page. What was chosen was chosen on training data put aside; the test data
-was measured once a run. Times compare within a table only: tables were made on machines of different speed. "D" is the
-dense model.
+`python scripts/make_results.py` writes this page. SST-2 is scored on its 872 validation sentences, WikiText-2 on its
+validation text. Times compare within a table only: tables were made on machines of different speed, some beside other
+jobs. "D" is the dense model; behind a number stands how many seeds it is of.
 
 The targets are our own, set before the runs from the papers and from what careful users of other packages get. A
 target that was missed says so.
@@ -154,8 +154,11 @@ def peers() -> str:
     """One-shot pruning beside LLM Compressor, steps beside torch's own pruning."""
     content = load("peers_oneshot")
     head = ["tool", "method", "zeros", "perplexity", "seconds", "memory over the model, MB"]
-    rows = [[r["tool"], r["method"], r["amount"], f"{r['perplexity']:.2f}", f"{r['seconds']:.0f}",
-             f"{r['over_model_mb']:.0f}"] for r in content["quality"]["runs"] if "perplexity" in r]  # fmt: skip
+    rows = []
+    for run in content["quality"]["runs"]:
+        method = ", ".join([run["method"], *(f"{name} {value}" for name, value in run["options"].items())])
+        measured = [f"{run['perplexity']:.2f}", f"{run['seconds']:.0f}", f"{run['over_model_mb']:.0f}"]
+        rows.append([run["tool"], method, run["amount"], *measured])
     steps = load("bench_trainer_peers")["ratio"]
     return "\n\n".join([
         "One-shot pruning: " + content["quality"]["model"] + ".", table(head, rows),
@@ -206,7 +209,7 @@ def joint() -> str:
     (result,) = (r for r in records("joint_sst2") if r.role == "result")
     lost = 100 * (result.get("accuracy").value - dense.get("accuracy").value)
     return "\n\n".join([
-        "Half of the encoder's operations, the corpus's own vocabulary, 8 bit, one seed. Target "
+        "40 % of heads and neurons, the corpus's own vocabulary, 8 bit, one seed. Target "
         + verdict(lost, -0.7) + ".",
         record_table("joint_sst2", "accuracy"), pictures("joint_sst2"), link("joint_sst2"),
     ])  # fmt: skip

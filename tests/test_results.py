@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_number_on_the_page_is_that_of_its_record(tmp_path, monkeypatch):
+def test_every_number_on_the_page_is_that_of_its_record(monkeypatch):
     spec = importlib.util.spec_from_file_location("make_results", ROOT / "scripts" / "make_results.py")
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)

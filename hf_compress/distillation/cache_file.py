@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_compress.checksums import CHECKSUMS, changed_files, checksum, write_checksums
+from hf_compress.checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
 from hf_compress.errors import CheckpointError
 
 MANIFEST = "teacher_cache.json"
@@ -112,7 +113,7 @@ class CacheWriter:
     def _write_manifest(self, complete: bool) -> None:
         part = self.folder / (MANIFEST + ".part")
         data = {**self._settings, "complete": complete}
-        part.write_text(json.dumps({**data, "checksum": checksum(json.dumps(data).encode())}, indent=2))
+        part.write_text(json.dumps({**data, "checksum": zlib.crc32(json.dumps(data).encode())}, indent=2))
         os.replace(part, self.folder / MANIFEST)
 
 
@@ -170,8 +171,9 @@ def _load(part: Path) -> Any:
     from datasets import load_from_disk
 
     try:
+        written = read_checksums(part)
         names = {path.name for path in part.iterdir()} - {CHECKSUMS}
-        is_whole = not changed_files(part) and names == set(json.loads((part / CHECKSUMS).read_text()))
+        is_whole = names == set(written) and not changed_files(part, written)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{part.name} of the teacher's cache cannot be read ({error}); {_ANEW}") from error
     if not is_whole:
@@ -186,6 +188,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder.name} holds no teacher cache; make one with cache_teacher") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise CheckpointError(f"{folder.name} was written by another version of hf_compress; make it again")
-    if found.pop("checksum", None) != checksum(json.dumps(found).encode()):
+    if found.pop("checksum", None) != zlib.crc32(json.dumps(found).encode()):
         raise CheckpointError(f"{MANIFEST} in {folder.name} was changed after it was written; {_ANEW}")
     return found

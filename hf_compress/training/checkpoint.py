@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_compress.checksums import CHECKSUMS, changed_files, write_checksums
+from hf_compress.checksums import CHECKSUMS, changed_files, read_checksums, write_checksums
 from hf_compress.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def save_checksums(folder: Path) -> None:
 
 def _changes(folder: Path) -> Iterator[str]:
     try:
-        changed = changed_files(folder)
+        changed = changed_files(folder, read_checksums(folder))
     except (OSError, ValueError, TypeError, RecursionError):
         yield f"{CHECKSUMS} is cut off"
         return
