@@ -2,7 +2,8 @@
 
     python scripts/bench_joint.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences. Accuracy is
-that of the validation sentences; all are timed in turn.
+that of the validation sentences; all are timed in turn. Models are kept: run again, it only measures, and with
+`--train-only` it leaves that to a quieter time.
 """
 
 import json
@@ -27,6 +28,7 @@ from hf_compress.report.tables import compare_table
 parser = sst2.parser(__doc__, steps=1500, learning_rate=1e-4)
 parser.add_argument("--keep", type=float, default=0.4)
 parser.add_argument("--work", type=Path, help="folder for the models; default beside the output; kept")
+parser.add_argument("--train-only", action="store_true", help="measure another time")
 args = parser.parse_args()
 work = args.work or args.output.with_suffix(".models")
 tokenizer, data = sst2.load(args)
@@ -87,6 +89,8 @@ for seed in args.seeds:
     parameters = sum(p.numel() for p in model.parameters())
     found["accuracy"][str(seed)] = {**steps, "parameters": parameters}
     args.output.write_text(json.dumps(found, indent=1))
+if args.train_only:
+    raise SystemExit
 folders |= {f"joint{seed}": work / f"seed{seed}" for seed in args.seeds}
 torch.set_num_threads(2)
 records = measure(folders, evaluate=evaluate, dataset={"id": "sst2", "split": "validation"}, seconds=3.0)

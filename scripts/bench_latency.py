@@ -32,8 +32,9 @@ torch.set_num_threads(args.threads)
 dense = model_class(args.model).from_pretrained(args.model, dtype=torch.float32).eval()
 models = {"dense": dense}
 for share in args.shares:
-    models |= {f"{axis} {share:g}": make_student(dense, **{axis: share}) for axis in ("ffn", "layers", "hidden")}
-    models[f"ffn and layers {share:g}"] = make_student(dense, ffn=share, layers=share)
+    kept = {"ffn": share, "layers": max(1, round(share * dense.config.num_hidden_layers)), "hidden": share}
+    models |= {f"{axis} {amount:g}": make_student(dense, **{axis: amount}) for axis, amount in kept.items()}
+    models[f"ffn {share:g}, layers {kept['layers']}"] = make_student(dense, ffn=share, layers=kept["layers"])
 times = measure_latency(
     models, lambda m, n: dummy_inputs(m, n, args.length), batch_sizes=args.batch_sizes, seconds=args.seconds, blocks=3
 )

@@ -1,6 +1,7 @@
 """Accuracy of pruned MiniLM on SST-2 by criterion, sparsity and seed, at equal budgets, with and without distillation.
 
 "sparsegpt" prunes between rounds of training (`prune_oneshot`), with the training of `criterion="keep"` after each.
+"ffn" and "layers" zero whole neurons and layers, as many in each layer, such as `shrink` removes.
 
     python scripts/bench_pruning.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 The dense model is fine-tuned beforehand, say with train_text_classification.py; its embeddings are frozen. Each
@@ -25,6 +26,8 @@ CRITERIA = {
     # As in its paper, in each weight apart: sums of gradients of different layers do not compare.
     "movement": {"criterion": "movement", "scope": "uniform", "regrow": True},
     "platon": {"criterion": "platon", "scope": "global", "regrow": True},
+    "ffn": {"structure": "ffn", "criterion": "taylor"},
+    "layers": {"structure": "layers", "criterion": "taylor"},
     "sparsegpt, untrained": [0.0],
     "sparsegpt, 1 round": [1.0],
     "sparsegpt, 4 rounds": [0.15, 0.15, 0.2, 0.5],
@@ -60,7 +63,8 @@ def run(case, seed):
     extra |= {"unlabeled_dataset": texts} if has_texts else {}
     if isinstance(CRITERIA[name], list):
         return in_rounds(model, float(sparsity), CRITERIA[name], seed, distillation, extra)
-    pruning = PruningConfig(float(sparsity), exclude=("pooler",), **CRITERIA[name])
+    exclude = () if "structure" in CRITERIA[name] else ("pooler",)
+    pruning = PruningConfig(float(sparsity), exclude=exclude, **CRITERIA[name])
     extra["compression"] = CompressionConfig(distillation, pruning)
     return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, **extra)
 

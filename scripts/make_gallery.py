@@ -1,36 +1,102 @@
-"""Run the built-in recipes and put their cards, records and pictures into model_cards/.
+"""Run the recipes and put their cards, records and pictures into model_cards/.
 
-    python scripts/make_gallery.py [--text FILE [--model FOLDER_OR_ID]]    # with a text the language-model recipe too
-Numbers are those of the machine that this runs on; nothing else may use it meanwhile.
+    python scripts/make_gallery.py digits
+    python scripts/make_gallery.py mrpc wnut17 --data FOLDER --base MINILM_FOLDER --seeds 0 1 2
+
+`digits` and `language-model` are built in (the second takes `--text FILE` and `--base MODEL`); the recipes of the
+others lie beside their cards, and FOLDER holds their data as these say. The card is that of the first seed; the
+qualities of all go into seeds.json. Numbers are those of the machine that this runs on; nothing else may use it
+meanwhile. Finished stages stay in `--work`, so the script goes on where it was stopped.
 """
 
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, set_seed
+
 from hf_compress import run_recipe
+from hf_compress.measurement.record import Record
 from hf_compress.measurement.schema import record_schema
+from hf_compress.recipes.load import load_recipe
+from hf_compress.report.tables import is_quality
 
 GALLERY = Path(__file__).parents[1] / "model_cards"
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--text", help="text file for the language-model recipe")
-parser.add_argument("--model", help="language model of that recipe instead of its own")
-args = parser.parse_args()
-jobs = {"digits": []}
-if args.text:
-    jobs["language-model"] = [f"task.files.train={args.text}"]
-    jobs["language-model"] += [f"stages.dense.source={args.model}"] if args.model else []
-for name, settings in jobs.items():
-    with tempfile.TemporaryDirectory() as place:
-        folder = run_recipe(name, Path(place) / name, overrides=settings)
-        target = GALLERY / name
-        shutil.rmtree(target, ignore_errors=True)
-        (target / "records").mkdir(parents=True)
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".md", ".png"):
-                shutil.copy2(path, target / path.name)
-        for path in sorted((folder / "records").glob("*.json")):
-            shutil.copy2(path, target / "records" / path.name)
-(GALLERY / "record.schema.json").write_text(json.dumps(record_schema(), indent=2) + "\n")
+BUILT_IN = ("digits", "language-model")
+
+
+def untrained_ast(folder: Path) -> Path:
+    """Write a small audio spectrogram transformer for a second of sound, with its feature extractor."""
+    if not (folder / "config.json").is_file():
+        set_seed(0)
+        shape = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
+        config = ASTConfig(**shape, max_length=100, num_mel_bins=64, time_stride=16, frequency_stride=16)
+        ASTForAudioClassification(config).save_pretrained(folder)
+        ASTFeatureExtractor(sampling_rate=8000, num_mel_bins=64, max_length=100).save_pretrained(folder)
+    return folder
+
+
+def settings(name: str, args: argparse.Namespace) -> list[str]:
+    """Return what a recipe cannot know: where data and base models are on this machine."""
+    if name == "language-model":
+        return [f"task.files.train={args.text}", *([f"stages.dense.source={args.base}"] if args.base else [])]
+    if name in BUILT_IN:
+        return []
+    recipe = load_recipe(GALLERY / name / "recipe.yaml")
+    found = [f"task.files.{split}={args.data / file}" for split, file in recipe.task.files.items()]
+    first = recipe.stages[0].source
+    if first == "AST_FOLDER":
+        found.append(f"stages.{recipe.stages[0].name}.source={untrained_ast(args.work / 'ast')}")
+    elif first and args.base:
+        found.append(f"stages.{recipe.stages[0].name}.source={args.base}")
+    return found
+
+
+def qualities(folder: Path) -> dict[str, dict[str, float]]:
+    """Return the quality numbers of each stage."""
+    found = {}
+    for path in sorted((folder / "records").glob("*.json")):
+        record = Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        found[record.model] = {m.name: m.value for m in record.measurements if is_quality(m.name)}
+    return found
+
+
+def keep(folder: Path, target: Path) -> None:
+    """Copy card, pictures and records over those of an earlier run."""
+    for old in [*target.glob("*.md"), *target.glob("*.png"), *target.glob("records/*.json")]:
+        old.unlink()
+    (target / "records").mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".md", ".png"):
+            shutil.copy2(path, target / path.name)
+    for path in sorted((folder / "records").glob("*.json")):
+        shutil.copy2(path, target / "records" / path.name)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--data", type=Path, help="folder of the data")
+    parser.add_argument("--base", help="folder or id of the pretrained model, instead of the recipe's")
+    parser.add_argument("--text", help="text file for the language-model recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=Path("gallery"), help="folder for the models")
+    args = parser.parse_args()
+    for name in args.names:
+        target, found = GALLERY / name, {}
+        for seed in args.seeds:
+            place = args.work / f"{name}-{seed}"
+            recipe = name if name in BUILT_IN else str(target / "recipe.yaml")
+            folder = run_recipe(recipe, place, overrides=[*settings(name, args), f"seed={seed}"])
+            found[seed] = qualities(folder)
+            if seed == args.seeds[0]:
+                keep(folder, target)
+        if len(args.seeds) > 1:
+            (target / "seeds.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (GALLERY / "record.schema.json").write_text(json.dumps(record_schema(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
