@@ -27,7 +27,7 @@ def add_prune(verbs: Any, add_verb: Any) -> None:
     parser.add_argument("--structure", default="unstructured", help="unstructured (default), or N:M such as 2:4")
     parser.add_argument("--criterion", help="sparsegpt (default), wanda, ria, magnitude; units: fisher (default) ...")
     parser.add_argument("--scope", default="uniform", choices=SCOPES, help="default: uniform")
-    parser.add_argument("--refine", type=int, default=0, help="steps that fit the weights that are left; default 0")
+    parser.add_argument("--refine", type=int, help="steps that fit the weights that are left; sparsegpt: default 20")
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="UNIT=AMOUNT",
         help="units that stay instead: ffn, heads, hidden, filters, layers; a number, or a fraction below 1",

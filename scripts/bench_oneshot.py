@@ -21,11 +21,11 @@ CRITERIA = {
     "wanda": {"criterion": "wanda"},
     "wanda, whole matrix": {"criterion": "wanda", "compare": "matrix"},
     "ria": {"criterion": "ria"},
-    "sparsegpt": {"criterion": "sparsegpt"},
+    "sparsegpt": {"criterion": "sparsegpt", "refine": 0},
     "sparsegpt, refined": {"criterion": "sparsegpt", "refine": 20},
     "wanda, owl": {"criterion": "wanda", "scope": "owl"},
-    "sparsegpt, owl": {"criterion": "sparsegpt", "scope": "owl"},
-    "sparsegpt, sensitivity": {"criterion": "sparsegpt", "scope": "sensitivity"},
+    "sparsegpt, owl": {"criterion": "sparsegpt", "refine": 0, "scope": "owl"},
+    "sparsegpt, sensitivity": {"criterion": "sparsegpt", "refine": 0, "scope": "sensitivity"},
 }
 parser = wikitext.parser(__doc__, learning_rate=5e-4)
 parser.add_argument("--samples", type=int, default=128)

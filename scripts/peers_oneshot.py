@@ -31,7 +31,9 @@ def hf_compress(model, method, amount, rows, options):
     from hf_compress import OneShotConfig, prune_oneshot
 
     what = {"structure": amount} if ":" in amount else {"sparsity": float(amount)}
-    prune_oneshot(model, OneShotConfig(criterion=method, **what, **options), [{"input_ids": r} for r in rows.split(8)])
+    # Without refinement unless asked for: the others have none.
+    config = OneShotConfig(criterion=method, **what, **{"refine": 0, **options})
+    prune_oneshot(model, config, [{"input_ids": r} for r in rows.split(8)])
 
 
 def llmcompressor(model, method, amount, rows, options):

@@ -70,8 +70,8 @@ def test_when_a_process_of_two_dies_the_run_ends_and_says_so_and_resumes_to_the_
     folder = runs.folder / "ranks"
     ended = runs.ask("ranks", folder, at=STEP, call=8, signal=signal.SIGKILL)
     assert ended["status"] == 1
-    # By the signal, or by the connection that the other process lost, whichever is seen first. That it is closed, reset
-    # or cannot be written to is a matter of when; gloo ends each of these with the same sentence.
+    # By the signal, or by the connection that the other process lost, whichever is seen first. Whether it is closed,
+    # reset or cannot be written to is a matter of when; gloo ends each of these with the same sentence.
     assert "ChildFailedError" in ended["text"]
     lost = "Check the logs of the remote worker before reporting an error"
     assert "Signal 9 (SIGKILL)" in ended["text"] or lost in ended["text"]

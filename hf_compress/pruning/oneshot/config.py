@@ -61,10 +61,11 @@ class OneShotConfig(Options):
         default=128,
         metadata={"help": "sparsegpt: columns of which the weights that go are chosen at once, at least 1"},
     )
-    refine: int = field(
-        default=0,
+    refine: int | None = field(
+        default=None,
         metadata={
-            "help": "steps of conjugate gradients that fit the weights that are left, at least 0; any criterion"
+            "help": "steps of conjugate gradients that fit the weights that are left, at least 0, any criterion; "
+            "default: 20 for sparsegpt, which has what they need, else 0"
         },
     )
     include: tuple[str, ...] = field(
@@ -128,7 +129,7 @@ class OneShotConfig(Options):
             yield f"damping must be above 0, found {self.damping}"
         if self.block_size < 1:
             yield f"block_size must be at least 1, found {self.block_size}"
-        if self.refine < 0:
+        if self.refine is not None and self.refine < 0:
             yield f"refine must be at least 0, found {self.refine}"
         if not self.joint_gb >= 0:
             yield f"joint_gb must be at least 0, found {self.joint_gb}"
