@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+_CPUINFO = Path("/proc/cpuinfo")
+# What products in 8 and 16 bit are fast with; processors of one name may differ in them, and so by several times.
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "bitsandbytes", "hf_compress")
 
 
@@ -25,7 +30,8 @@ def environment() -> dict[str, Any]:
     """Describe this machine and the installed packages as plain data."""
     device = default_device()
     return {
-        "processor": _processor_name(),
+        "processor": _from_cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in _INSTRUCTIONS if name in _flags()],
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
@@ -35,15 +41,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _processor_name() -> str:
+def _flags() -> set[str]:
+    # Of x86 and of ARM.
+    return set(f"{_from_cpuinfo('flags')} {_from_cpuinfo('Features')}".split())
+
+
+def _from_cpuinfo(field: str) -> str:
     # platform.processor() is empty or just "x86_64" on Linux.
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+        for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
+            if line.partition(":")[0].strip() == field:
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _version(package: str) -> str | None:

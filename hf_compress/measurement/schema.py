@@ -30,7 +30,10 @@ def record_schema() -> dict[str, Any]:
         "model": {**text, "description": "short name"},
         "role": {"enum": list(ROLES)},
         "measurements": {"type": "array", "items": measurement},
-        "environment": {**mapping, "description": "processor, cores, threads, device, os, python, versions"},
+        "environment": {
+            **mapping,
+            "description": "processor, instructions, cores, threads, device, os, python, versions",
+        },
         "dataset": {**mapping, "description": "id, revision, split and samples behind the quality; empty if none"},
         "seed": {"type": ["integer", "null"]},
         "command": {**text, "description": "that made the record"},

@@ -153,7 +153,8 @@ def provenance_lines(result: Record) -> list[str]:
     """Return seed, versions and machine."""
     place = result.environment
     versions = ", ".join(f"{name} {version}" for name, version in dict(place.get("versions", {})).items())
-    machine = ", ".join(str(place[k]) for k in ("os", "processor") if place.get(k))
+    able = f" ({', '.join(place['instructions'])})" if place.get("instructions") else ""
+    machine = ", ".join(str(place[k]) for k in ("os", "processor") if place.get(k)) + able
     lines = [
         f"Seed: {result.seed}" if result.seed is not None else "",
         f"Versions: {versions}" + (f", Python {place['python']}" if place.get("python") else "") if versions else "",
