@@ -28,6 +28,7 @@ from hf_compress.report.tables import compare_table
 parser = sst2.parser(__doc__, steps=1500, learning_rate=1e-4)
 parser.add_argument("--keep", type=float, default=0.4)
 parser.add_argument("--work", type=Path, help="folder for the models; default beside the output; kept")
+parser.add_argument("--hidden-weight", type=float, default=1.0, help="of hidden states beside logits")
 parser.add_argument("--train-only", action="store_true", help="measure another time")
 args = parser.parse_args()
 work = args.work or args.output.with_suffix(".models")
@@ -66,6 +67,8 @@ def evaluate(model):
 
 
 found = json.loads(args.output.read_text()) if args.output.is_file() else {"accuracy": {}}
+settings = ("keep", "steps", "batch_size", "learning_rate", "hidden_weight")
+found["settings"] = {name: getattr(args, name) for name in settings}
 folders = {"dense": Path(args.dense), "dense-bfloat16": work / "bfloat16", "dense-int8": work / "int8"}
 if not folders["dense-int8"].exists():
     model_class(args.dense).from_pretrained(args.dense, dtype=torch.bfloat16).save_pretrained(work / "bfloat16")
@@ -81,7 +84,8 @@ for seed in args.seeds:
     )
     model = prune_oneshot(smaller.model, config, batches(seed, 1024))
     steps = {"cut": evaluate(model.eval())["accuracy"]}
-    terms = {"teacher": smaller.model, "distillation": DistillationConfig(task_weight=0.1, logit_weight=0.9)}
+    weights = {"task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": args.hidden_weight}
+    terms = {"teacher": smaller.model, "distillation": DistillationConfig(**weights)}
     terms["unlabeled_dataset"] = sst2.unlabeled(args, smaller.tokenizer)
     steps["distilled"] = sst2.score(DistillationTrainer, model, args, seed, smaller.tokenizer, fewer, **terms)
     place = work / f"seed{seed}"

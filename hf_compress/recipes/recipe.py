@@ -55,13 +55,19 @@ def run_recipe(
     quiet_logs()
     run = Path(output_dir) if output_dir is not None else Path("runs") / config.name
     _claim(run, config)
-    command = "hf-compress run " + " ".join([str(_portable(recipe, config)), *(f"--set {o}" for o in overrides)])
-    Run(config, run, command).finish()
+    Run(config, run, command_of(recipe, config, overrides)).finish()
     return run
 
 
-def _portable(recipe: str | Path | Mapping[str, Any], config: RecipeConfig) -> str:
-    return config.name if isinstance(recipe, Mapping) else Path(recipe).name
+def command_of(recipe: str | Path | Mapping[str, Any], config: RecipeConfig, overrides: Sequence[str]) -> str:
+    """Return the command of a run as its records and its card show it: of absolute paths only the last part."""
+    name = config.name if isinstance(recipe, Mapping) else Path(recipe).name
+    return " ".join(["hf-compress run", name, *(f"--set {_portable(o)}" for o in overrides)])
+
+
+def _portable(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).name}" if Path(value).is_absolute() else override
 
 
 def _claim(run: Path, config: RecipeConfig) -> None:

@@ -46,7 +46,9 @@ def unknown_numbers(card, of):
     body = re.sub(r"`[a-z]+-\d\.\d`|arXiv:\S+", "", body)
     known = set()
     for record in of:
-        known |= numbers(f"{record.dataset} {record.environment} {record.seed}")
+        # Names such as int8 are no measurements; notes are part of the record.
+        body = re.sub(rf"\b{re.escape(record.model)}\b", "", body)
+        known |= numbers(f"{record.dataset} {record.environment} {record.seed} {record.notes}")
         for m in record.measurements:
             known |= numbers(f"{format_value(m)} {format_spread(m)} {m.conditions} {len(m.samples)}")
     for one, other in permutations(of, 2):

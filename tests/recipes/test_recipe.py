@@ -18,6 +18,7 @@ from hf_compress import run_recipe
 from hf_compress.errors import ConfigError, DataError, OutputExistsError, RecipeError
 from hf_compress.measurement.record import load_records
 from hf_compress.recipes.load import builtin_recipes, load_recipe
+from hf_compress.recipes.recipe import command_of
 from hf_compress.recipes.stages import STAGES, check_stages
 
 # The built-in recipe with a smaller teacher and few steps.
@@ -31,6 +32,13 @@ SHORT = [
     "stages.compressed.arguments.save_steps=4",
     "task.max_samples=128",
 ]
+
+
+def test_the_command_of_a_run_names_no_folder_of_this_machine(tmp_path):
+    given = [f"task.files.train={tmp_path}/train.parquet", "stages.teacher.source=org/model", "seed=1"]
+    shown = command_of(tmp_path / "mine.yaml", load_recipe("digits"), given)
+    told = "--set task.files.train=train.parquet --set stages.teacher.source=org/model --set seed=1"
+    assert shown == f"hf-compress run mine.yaml {told}"
 
 
 @pytest.fixture(scope="module")
