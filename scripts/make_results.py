@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_compress.measurement.record import Record, sort_records
 from hf_compress.report.plots import plot_quality_latency, plot_quality_size, save_plot
-from hf_compress.report.tables import draw_table, format_value
+from hf_compress.report.tables import draw_table, format_value, is_quality
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
@@ -103,20 +103,94 @@ def pictures(name: str, batch: int = 1) -> str:
     return "\n".join(lines)
 
 
-def single_weights() -> str:
-    """Gradual pruning in the Trainer."""
-    content = load("pruning_sst2")
-    runs, steps = content["runs"], content["settings"]["steps"]
-    targets = {"0.8 | platon | distilled": -0.4, "0.9 | platon | distilled": -1.5}
+def lost_table(name: str, head: str, targets: Mapping[str, float]) -> str:
+    """Return accuracy and what was lost against the dense model, by case, with targets reached or missed."""
+    runs = load(name)["runs"]
     rows = []
     for case, found in runs.items():
         if case != "dense":
             lost = points(found, runs["dense"])
             said = verdict(lost, targets[case]) if case in targets else ""
             rows.append([case, percent(found), f"{lost:+.2f}", said])
-    text = f"Single weights of MiniLM's encoder, {steps:,} steps of 32 sentences; D = {percent(runs['dense'])} %."
-    return "\n\n".join([text, table(["sparsity, criterion, teacher", "accuracy, %", "points", "target"], rows),
-                        link("pruning_sst2", "scores_sst2")])  # fmt: skip
+    return table([head, "accuracy, %", "points", "target"], rows)
+
+
+def single_weights() -> str:
+    """Gradual pruning in the Trainer."""
+    targets = {"0.8 | platon | distilled": -0.4, "0.9 | platon | distilled": -1.5}
+    parts = []
+    for name in ("pruning_sst2", "pruning_sst2_long"):
+        content = load(name)
+        dense = percent(content["runs"]["dense"])
+        parts.append(f"{content['settings']['steps']:,} steps of 32 sentences; D = {dense} %:")
+        parts.append(lost_table(name, "sparsity, criterion, teacher", targets))
+    return "\n\n".join(
+        ["Single weights of MiniLM's encoder.", *parts, link("pruning_sst2", "pruning_sst2_long", "scores_sst2")]
+    )
+
+
+def units() -> str:
+    """Units removed without training and distilled, and zeroed in the Trainer."""
+    recovered, zeroed = load("structured_sst2_recovered"), load("units_sst2")
+    targets = {0.5: -0.3, 0.333: -1.0, 0.25: -2.0}
+    rows = []
+    for case, found in recovered["runs"].items():
+        if case == "dense":
+            continue
+        keep, how = float(case.split(" | ")[1]), case.rsplit("distilled: ", 1)[1]
+        lost = points(found, recovered["runs"]["dense"])
+        rows.append([f"{keep:g}", how, percent(found), f"{lost:+.2f}", verdict(lost, targets[keep])])
+    return "\n\n".join([
+        "Heads and neurons of MiniLM cut without training as in the table before (6 rounds, repaired), then "
+        f"{recovered['settings']['steps']:,} steps of distillation from the dense model; D = "
+        f"{percent(recovered['runs']['dense'])} %:",
+        table(["kept", "distilled from", "accuracy, %", "points", "target"], rows),
+        "Neurons zeroed gradually in the Trainer, as many in each layer, which a config can say; without three "
+        f"quarters of them half of the multiply-accumulates are left; {zeroed['settings']['steps']:,} steps:",
+        lost_table("units_sst2", "zero, unit, teacher", {"0.75 | ffn | distilled": -0.3}),
+        link("structured_sst2_recovered", "units_sst2"),
+    ])  # fmt: skip
+
+
+def latencies() -> str:
+    """Latency beside multiply-accumulates."""
+    parts = ["How much of what fewer multiply-accumulates promise arrives in time: 1 is all of it, the target 0.9."]
+    for name, what in (("latency_minilm", "MiniLM"), ("latency_llama", "a Llama of 8 layers of 384")):
+        content = load(name)
+        cell = {(r["model"], r["batch_size"]): r for r in content["rows"]}
+        sizes = content["settings"]["batch_sizes"]
+        rows = [
+            [model, f"x{cell[model, sizes[0]]['macs_ratio']:.2f}",
+             *(f"x{r['latency_ratio']:.2f} ({r['macs_ratio'] / r['latency_ratio']:.2f})"
+               for r in (cell[model, size] for size in sizes))]
+            for model in dict.fromkeys(r["model"] for r in content["rows"]) if model != "dense"
+        ]  # fmt: skip
+        head = [f"{what}: kept", "multiply-accumulates", *(f"latency, batch {b}" for b in sizes)]
+        parts.append(table(head, rows))
+    return "\n\n".join([*parts, link("latency_minilm", "latency_llama")])
+
+
+def gallery() -> str:
+    """The recipes beside their cards."""
+    rows = []
+    for folder in sorted(p.parent for p in (ROOT / "model_cards").glob("*/recipe.yaml")):
+        found = sort_records(
+            Record.from_dict(json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")
+        )
+        named = [m.name for m in found[0].measurements if is_quality(m.name)]
+        quality = "f1" if "f1" in named else "accuracy"
+        seeds = folder / "seeds.json"
+        runs = json.loads(seeds.read_text(encoding="utf-8")) if seeds.is_file() else {}
+        for number, record in enumerate(found):
+            values = [run[record.model][quality] for run in runs.values()] or [
+                m.value for m in record.measurements if m.name == quality
+            ]
+            name = f"[{folder.name}](model_cards/{folder.name}/README.md)" if number == 0 else ""
+            rows.append([name, record.model, f"{quality} {spread(values, 100)}", value(record, "bytes_on_disk"),
+                         value(record, "latency", batch_size=1), value(record, "latency", batch_size=32)])  # fmt: skip
+    head = ["recipe", "model", "quality, %", "weights on disk", "latency, batch 1", "latency, batch 32"]
+    text = "Each recipe is one command, which it begins with; sizes and times are of the first seed, beside others."
+    return f"{text}\n\n{table(head, rows)}"
 
 
 def without_training() -> str:
@@ -205,14 +279,26 @@ def budget() -> str:
 
 def joint() -> str:
     """Everything at once, by hand."""
-    (dense,) = (r for r in records("joint_sst2") if r.role == "baseline")
-    (result,) = (r for r in records("joint_sst2") if r.role == "result")
-    lost = 100 * (result.get("accuracy").value - dense.get("accuracy").value)
-    return "\n\n".join([
-        "40 % of heads and neurons, the corpus's own vocabulary, 8 bit, one seed. Target "
-        + verdict(lost, -0.7) + ".",
-        record_table("joint_sst2", "accuracy"), pictures("joint_sst2"), link("joint_sst2"),
-    ])  # fmt: skip
+    parts = []
+    for name, share, place in (
+        ("joint_sst2_third", "30", "On a processor with AVX2 only, where products of bytes are no faster than floats"),
+        ("joint_sst2", "40", "On one that multiplies bytes and bfloat16"),
+    ):
+        (dense,) = (r for r in records(name) if r.role == "baseline")
+        (result,) = (r for r in records(name) if r.role == "result")
+        (eighth,) = (r for r in records(name) if r.model == "dense-int8")
+        lost = 100 * (result.get("accuracy").value - dense.get("accuracy").value)
+        times = [[m.value for m in r.find("latency")] for r in (dense, eighth, result)]
+        faster, than_eighth = (
+            " and ".join(f"x{a / b:.1f}" for a, b in zip(each, times[2], strict=True)) for each in times[:2]
+        )
+        parts += [
+            f"{place}: {share} % of heads and neurons, the corpus's own vocabulary, 8 bit, one seed. Target "
+            f"{verdict(lost, -0.7)}. At batch 1 and 32 {faster} as fast as the dense model (target x8) and "
+            f"{than_eighth} as fast as that in 8 bit (target x2).",
+            record_table(name, "accuracy"), pictures(name),
+        ]  # fmt: skip
+    return "\n\n".join([*parts, link("joint_sst2_third", "joint_sst2")])
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
@@ -224,6 +310,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         ),
         "Single weights": single_weights,
         "Heads and neurons without training": without_training,
+        "Heads and neurons, trained": units,
         "3 of 6 layers, distilled": lambda: "\n\n".join(
             [runs_table("distillation_sst2", 100, head="accuracy, %"), link("distillation_sst2")]
         ),
@@ -245,12 +332,22 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "Neurons, heads, layers, width": lambda: "\n\n".join(
             [runs_table("structured_wikitext", key="perplexity", head="perplexity"), link("structured_wikitext")]
         ),
+        "Llamas of 260 thousand parameters that tell stories": lambda: "\n\n".join(
+            [
+                "Trained on text that the model itself made up, scored on five real stories. Three of its four heads "
+                "are no legal number, so all stay; of five layers two.",
+                runs_table("structured_stories", key="perplexity", head="perplexity"),
+                link("structured_stories"),
+            ]
+        ),  # fmt: skip
         "A character model of tiny-shakespeare, 4 times smaller": lambda: "\n\n".join(
             [runs_table("distillation_lm", digits=3, head="validation loss, nats"), link("distillation_lm")]
         ),
     },
     "Images and tables": {"The textbook's cases": other_data},
+    "Recipes": {"With their cards": gallery},
     "Every task once": {"A few steps on real data": lambda: every_task() + "\n\n" + link("scripts")},
+    "Latency and operations": {"What is removed is saved": latencies},
     "Beside other tools": {"In one run": peers},
 }
 
