@@ -35,7 +35,8 @@ CRITERIA = {
 
 parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
 parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"])
-parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
+weights = [c for c in CRITERIA if c not in ("ffn", "layers")]
+parser.add_argument("--criteria", nargs="+", default=weights, choices=list(CRITERIA), help="default: of weights")
 HOW = [
     "alone", "distilled", "distilled, hidden states too",
     "distilled, with unlabelled text", "distilled, hidden states too, with unlabelled text",
