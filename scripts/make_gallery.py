@@ -1,7 +1,7 @@
 """Run the recipes and put their cards, records and pictures into model_cards/.
 
     python scripts/make_gallery.py digits
-    python scripts/make_gallery.py mrpc wnut17 --data FOLDER --base MINILM_FOLDER --seeds 0 1 2
+    python scripts/make_gallery.py fashion-mnist spoken-digits --data FOLDER --seeds 0 1 2
 
 `digits` and `language-model` are built in (the second takes `--text FILE` and `--base MODEL`); the recipes of the
 others lie beside their cards, and FOLDER holds their data as these say. The card is that of the first seed; the
@@ -45,11 +45,9 @@ def settings(name: str, args: argparse.Namespace) -> list[str]:
         return []
     recipe = load_recipe(GALLERY / name / "recipe.yaml")
     found = [f"task.files.{split}={args.data / file}" for split, file in recipe.task.files.items()]
-    first = recipe.stages[0].source
-    if first == "AST_FOLDER":
-        found.append(f"stages.{recipe.stages[0].name}.source={untrained_ast(args.work / 'ast')}")
-    elif first and args.base:
-        found.append(f"stages.{recipe.stages[0].name}.source={args.base}")
+    first = recipe.stages[0]
+    if first.source == "AST_FOLDER":
+        found.append(f"stages.{first.name}.source={untrained_ast(args.work / 'ast')}")
     return found
 
 
@@ -79,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--data", type=Path, help="folder of the data")
-    parser.add_argument("--base", help="folder or id of the pretrained model, instead of the recipe's")
+    parser.add_argument("--base", help="model of the language-model recipe, instead of its own")
     parser.add_argument("--text", help="text file for the language-model recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", type=Path, default=Path("gallery"), help="folder for the models")

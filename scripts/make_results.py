@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_compress.measurement.record import Record, sort_records
 from hf_compress.report.plots import plot_quality_latency, plot_quality_size, save_plot
-from hf_compress.report.tables import draw_table, format_value, is_quality
+from hf_compress.report.tables import draw_table, format_value
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
@@ -177,8 +177,7 @@ def gallery() -> str:
         found = sort_records(
             Record.from_dict(json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")
         )
-        named = [m.name for m in found[0].measurements if is_quality(m.name)]
-        quality = "f1" if "f1" in named else "accuracy"
+        quality = "accuracy"
         seeds = folder / "seeds.json"
         runs = json.loads(seeds.read_text(encoding="utf-8")) if seeds.is_file() else {}
         for number, record in enumerate(found):
@@ -282,7 +281,7 @@ def joint() -> str:
     parts = []
     for name, share, place in (
         ("joint_sst2_third", "30", "On a processor with AVX2 only, where products of bytes are no faster than floats"),
-        ("joint_sst2", "40", "On one that multiplies bytes and bfloat16"),
+        ("joint_sst2", "40", "On another, where bytes and bfloat16 are faster than floats"),
     ):
         (dense,) = (r for r in records(name) if r.role == "baseline")
         (result,) = (r for r in records(name) if r.role == "result")

@@ -28,10 +28,11 @@ def default_device() -> str:
 
 def environment() -> dict[str, Any]:
     """Describe this machine and the installed packages as plain data."""
-    device = default_device()
+    device, flags = default_device(), _flags()
     return {
+        # platform.processor() is empty or just "x86_64" on Linux.
         "processor": _from_cpuinfo("model name") or platform.processor() or platform.machine(),
-        "instructions": [name for name in _INSTRUCTIONS if name in _flags()],
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
@@ -47,7 +48,6 @@ def _flags() -> set[str]:
 
 
 def _from_cpuinfo(field: str) -> str:
-    # platform.processor() is empty or just "x86_64" on Linux.
     try:
         for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
             if line.partition(":")[0].strip() == field:
