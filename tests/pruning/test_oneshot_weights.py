@@ -132,11 +132,11 @@ def test_padding_does_not_count():
 def test_activations_on_disk_are_those_in_memory(options):
     config = OneShotConfig(sparsity=0.5, **options)
     on_disk = OneShotConfig(sparsity=0.5, activations="disk", **options)
-    one, other = (prune_oneshot(build("t5"), c, made_for(build("t5"), "t5")) for c in (config, on_disk))
+    # In float64: sums run in another order where memory is aligned in another way, and refining amplifies it.
+    one, other = (prune_oneshot(build("t5").double(), c, made_for(build("t5"), "t5")) for c in (config, on_disk))
     others = dict(other.named_parameters())
     for name, parameter in one.named_parameters():
-        # torch 2.6 adds up in another order where memory is aligned in another way.
-        torch.testing.assert_close(parameter, others[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter, others[name], rtol=1e-6, atol=1e-8)
         assert torch.equal(parameter == 0, others[name] == 0)
 
 
