@@ -39,7 +39,11 @@ def main() -> None:
     # A head of classes that exclude each other, of classes that do not, or of one number.
     print(f"{task.problem_type or 'single_label_classification'}: {', '.join(task.labels) or 'numbers'}")
     trainer = CompressionTrainer(
-        options.load_model(task), task.suited(arguments), **options.compress(), **task.for_trainer()
+        options.load_model(task),
+        task.suited(arguments),
+        **options.compress(),
+        **task.for_trainer(),
+        unlabeled_dataset=task.unlabeled,
     )
     run(trainer, task, options)
 

@@ -37,11 +37,17 @@ class TaskConfig(Options):
     dataset_config: str | None = field(default=None, metadata={"help": "configuration name of the Hub dataset"})
     revision: str | None = field(default=None, metadata={"help": "revision of the Hub dataset"})
     files: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "parquet, csv, json or txt files by split, instead of a dataset"}
+        default_factory=dict,
+        metadata={
+            "help": "parquet, csv, json or txt files by split, instead of a dataset; 'unlabeled' is text from which "
+            "text-classification distils beside the training split"
+        },
     )
     splits: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "names of the splits to use as train, validation and test; validation is cut from train"},
+        metadata={
+            "help": "names of the splits to use as train, validation, test and unlabeled; validation is cut from train"
+        },
     )
     text_columns: tuple[str, ...] = field(
         default=(),
@@ -93,9 +99,9 @@ class TaskConfig(Options):
         if (self.dataset is None) == (not self.files):
             yield "give either dataset or files"
         for name in ("files", "splits"):
-            unknown = set(getattr(self, name)) - {"train", "validation", "test"}
+            unknown = set(getattr(self, name)) - {"train", "validation", "test", "unlabeled"}
             if unknown:
-                yield f"{name} has unknown splits {sorted(unknown)}; there are train, validation and test"
+                yield f"{name} has unknown splits {sorted(unknown)}; there are train, validation, test and unlabeled"
         if self.fold and not (len(self.fold) == 2 and 0 <= self.fold[0] < self.fold[1] and self.fold[1] > 1):
             yield f"fold must be two numbers, which part from 0 and of how many (2 or more), found {list(self.fold)}"
         for name in ("max_length", "max_target_length"):

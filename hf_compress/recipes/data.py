@@ -19,6 +19,7 @@ from hf_compress.recipes.folds import fold_of_rows
 from hf_compress.recipes.labels import class_labels
 
 SPLITS = ("train", "validation", "test")
+_UNLABELED = "unlabeled"
 _LOADERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 # The split must not depend on the seed of a run, or runs with other seeds would be tested on training data.
 _SPLIT_SEED = 0
@@ -123,17 +124,48 @@ def _digits() -> Any:
 
 
 def load_raw(task: TaskConfig) -> Any:
-    """Return the splits of a dataset or of files, as they are.
+    """Return the splits of a dataset or of files, as they are, without files of unlabelled rows.
 
     Raises:
         DataError: if it is not found or cannot be loaded.
     """
+    return _load(task, {name: files for name, files in task.files.items() if name != _UNLABELED})
+
+
+def load_unlabeled(task: TaskConfig, columns: Sequence[str]) -> Any:
+    """Return the rows without labels that `task` names, or None.
+
+    Args:
+        task: which dataset or file.
+        columns: that must be there; others are left out.
+
+    Raises:
+        DataError: if the split, the file or a column is missing, or there is no row.
+    """
+    if _UNLABELED in task.files:
+        rows = _load(task, {_UNLABELED: task.files[_UNLABELED]})[_UNLABELED]
+    elif _UNLABELED in task.splits:
+        loaded, name = load_raw(task), task.splits[_UNLABELED]
+        if name not in loaded:
+            raise DataError(
+                f"the dataset has no split {name!r}{did_you_mean(name, loaded)}; it has {', '.join(loaded)}"
+            )
+        rows = loaded[name]
+    else:
+        return None
+    require_columns(rows, columns, _UNLABELED)
+    if len(rows) == 0:
+        raise DataError(f"the {_UNLABELED} split is empty; expected at least one row")
+    return rows.select_columns(list(columns))
+
+
+def _load(task: TaskConfig, files: Mapping[str, Any]) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
-        if task.files:
-            return load_dataset(_file_kind(task.files), data_files=dict(task.files))
+        if task.dataset is None:
+            return load_dataset(_file_kind(files), data_files=dict(files))
         return load_dataset(task.dataset, task.dataset_config, revision=task.revision)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataError(f"the dataset {task.dataset or dict(task.files)} was not found: {error}") from error

@@ -53,6 +53,9 @@ class ScriptOptions:
         default=None, metadata={"help": "looked at while training; default: a tenth of the training rows"}
     )
     test_file: str | None = field(default=None, metadata={"help": "what the results are reported on"})
+    unlabeled_file: str | None = field(
+        default=None, metadata={"help": "text-classification: further text to learn from the teacher on"}
+    )
     train_split: str = field(default="train", metadata={"help": "split of DATASET to train on"})
     validation_split: str = field(default="validation", metadata={"help": "split of DATASET looked at in training"})
     test_split: str = field(default="test", metadata={"help": "split of DATASET that the results are reported on"})
@@ -96,6 +99,7 @@ class ScriptOptions:
         self.compress()
         free_folder(Path(str(arguments.output_dir)) / "compressed")
         files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        files["unlabeled"] = self.unlabeled_file
         files = {split: file for split, file in files.items() if file is not None}
         if "test" not in files and "validation" in files:
             # The results need rows of their own; choices are made on a tenth of the training rows then.

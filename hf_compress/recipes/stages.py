@@ -112,6 +112,7 @@ def train(context: StageContext) -> Mapping[str, Any]:
         **task.for_trainer(),
         compression=stage.compression,
         teacher=None if stage.teacher is None else context.resolve(stage.teacher),
+        unlabeled_dataset=None if stage.teacher is None else task.unlabeled,
     )
     if stage.compression is None:
         # With compression the Trainer adds it itself.

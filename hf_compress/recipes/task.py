@@ -43,6 +43,7 @@ class Task:
         problem_type: "regression" or "multi_label_classification" of heads that do either; None: one of several.
         trainer_class: Trainer that knows the loss and the evaluation of the task.
         arguments_class: that this Trainer takes.
+        unlabeled: rows of tensors without labels, to distil from beside the training rows; None: there are none.
     """
 
     auto_class: str
@@ -58,6 +59,7 @@ class Task:
     problem_type: str | None = None
     trainer_class: type[Any] = CompressionTrainer
     arguments_class: type[TrainingArguments] = TrainingArguments
+    unlabeled: Any = None
 
     @property
     def dataset(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hf_compress.recipes import (  # noqa: F401  (each registers its tasks)
     token_tasks,
 )
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.data import ImageRows, Splits, load_rows, load_splits
+from hf_compress.recipes.data import ImageRows, Splits, load_rows, load_splits, load_unlabeled
 from hf_compress.recipes.labels import class_labels, is_list
 from hf_compress.recipes.metrics import accuracy, multi_label_f1, regression
 from hf_compress.recipes.task import TASKS, Task, load_tokenizer
@@ -37,7 +37,10 @@ def build_task(config: TaskConfig, processor_source: str | None) -> Task:
     Raises:
         DataError: if the data are not as the task needs them.
     """
-    return TASKS.get(config.type)(config, processor_source)
+    task = TASKS.get(config.type)(config, processor_source)
+    if task.unlabeled is None and "unlabeled" in {*config.files, *config.splits}:
+        raise DataError(f"{config.type} takes no unlabeled rows; text-classification does")
+    return task
 
 
 @TASKS.register("image-classification")
@@ -81,19 +84,18 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
 
     def encode(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         encoded = tokenizer(*(batch[c] for c in columns), truncation=True, max_length=config.max_length)
-        return {**encoded, "labels": labels_of(batch[label])}
+        return {**encoded, "labels": labels_of(batch[label])} if label in batch else dict(encoded)
 
-    rows = {
-        name: part.map(encode, batched=True, remove_columns=part.column_names, desc=f"tokenize {name}").with_format(
-            "torch"
-        )
-        for name, part in splits.rows.items()
-    }
+    def tensors(name: str, part: Any) -> Any:
+        encoded = part.map(encode, batched=True, remove_columns=part.column_names, desc=f"tokenize {name}")
+        return encoded.with_format("torch")
+
+    unlabeled = load_unlabeled(config, columns)
     metrics = {"multi_label_classification": multi_label_f1, "regression": regression}
     return Task(
         auto_class="AutoModelForSequenceClassification",
         pipeline_tag="text-classification",
-        rows=rows,
+        rows={name: tensors(name, part) for name, part in splits.rows.items()},
         labels=splits.labels,
         collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
@@ -101,6 +103,7 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
         arguments={"train_sampling_strategy": "group_by_length"},
         trainer_metrics=metrics.get(problem or "", accuracy),
         problem_type=problem,
+        unlabeled=None if unlabeled is None else tensors("unlabeled", unlabeled),
     )
 
 

@@ -12,6 +12,7 @@ import tiny_recipe
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_compress import run_recipe
@@ -178,6 +179,22 @@ def test_own_yaml_for_text_classification_on_local_files(reviews, tmp_path, quic
     assert 0.3 < record.get("sparsity").value < 0.7
     assert "neither smaller nor faster" in " ".join(record.notes)
     assert str(tmp_path) not in (run / "README.md").read_text()
+
+
+def test_unlabelled_text_reaches_the_distilling_stage_alone(reviews, tmp_path, quick_measures):
+    reviews["stages"][-1]["compression"] = {"distillation": {"unlabeled_weight": 5.0}}
+    (tmp_path / "more.csv").write_text("sentence\n" + "very bad plot\n" * 20)
+    runs = []
+    for name in ("with", "without"):
+        if name == "with":
+            reviews["task"]["files"]["unlabeled"] = str(tmp_path / "more.csv")
+        else:
+            del reviews["task"]["files"]["unlabeled"]
+        folder = run_recipe(reviews, tmp_path / name)
+        runs.append([load_file(folder / stage / "model.safetensors") for stage in ("teacher", "small")])
+    (teacher, small), (other_teacher, other_small) = runs
+    assert all(torch.equal(value, other_teacher[key]) for key, value in teacher.items())
+    assert not all(torch.equal(value, other_small[key]) for key, value in small.items())
 
 
 def change(data, key, value):

@@ -107,6 +107,34 @@ def test_pairs_are_read_as_the_tokenizer_joins_them(tmp_path, classifier):
     assert ids == {tuple(words(a, b)["input_ids"]) for a, b in zip(rows["one"], rows["two"], strict=True)}
 
 
+def test_unlabelled_pairs_become_rows_like_the_labelled_ones(tmp_path, classifier):
+    rows = {"one": ["the film", "bad"], "two": ["good", "it was"], "label": [0, 1]}
+    labelled = tiny_tasks.write(tmp_path / "rows.parquet", rows)
+    more = tiny_tasks.write(tmp_path / "more.parquet", {"two": ["good"], "source": ["web"], "one": ["bad"]})
+    files = {"train": labelled, "test": labelled, "unlabeled": more}
+    found = build_task(TaskConfig("text-classification", files=files, text_columns=("one", "two")), classifier)
+    expected = tiny_tasks.tokenizer()("bad", "good")["input_ids"]
+    assert [row["input_ids"].tolist() for row in found.unlabeled] == [expected]
+    assert "labels" not in found.unlabeled.column_names
+    assert {len(part) for part in found.rows.values()} <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "message"),
+    [
+        ("text-classification", {"txet": ["good"]}, "unlabeled split has no column 'text'"),
+        ("token-classification", {"text": ["good"]}, "token-classification takes no unlabeled rows"),
+    ],
+)
+def test_unlabelled_rows_that_cannot_be_used_are_refused(tmp_path, classifier, kind, rows, message):
+    labelled = {"text": ["good", "bad"], "label": [0, 1], "words": [["good"], ["bad"]], "tags": [["O"], ["O"]]}
+    file = tiny_tasks.write(tmp_path / "rows.parquet", labelled)
+    files = {"train": file, "test": file, "unlabeled": tiny_tasks.write(tmp_path / "more.parquet", rows)}
+    columns = {"text_columns": ("words",), "label_column": "tags"} if kind.startswith("token") else {}
+    with pytest.raises(DataError, match=message):
+        build_task(TaskConfig(kind, files=files, **columns), classifier)
+
+
 def test_multi_label_f1_is_scikit_learns():
     f1_score = pytest.importorskip("sklearn.metrics").f1_score
     generator = np.random.default_rng(0)
