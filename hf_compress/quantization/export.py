@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def export(
     with whole_folder(output) as part:
         # NNCF prints its progress to where results are printed.
         with evaluating(source), contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):
-            report = _write(source, kind(quantization, samples), samples, part)
+            report = _write(source, kind(quantization, samples), samples, part, kind.tidy)
         report = {"format": format, "quantization": quantization, "samples": _count(samples, quantization), **report}
         report["tolerance"] = _TOLERANCES[quantization] if tolerance is None else tolerance
         _check(report)
@@ -130,7 +130,9 @@ def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) ->
     return kind
 
 
-def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -> dict[str, Any]:
+def _write(
+    source: Any, settings: Any, samples: Sequence[Batch], folder: Path, tidy: Callable[[Path], None]
+) -> dict[str, Any]:
     from transformers.exporters import AutoHfExporter
 
     inputs = dict(samples[0]) if samples else example_inputs(source, 2)
@@ -145,6 +147,7 @@ def _write(source: Any, settings: Any, samples: Sequence[Batch], folder: Path) -
             # Whoever loads the program would look for the class of this config, which has code of its own.
             exported.config = None
         exported.save_pretrained(folder)
+        tidy(folder)
         # Ranges fit inputs that are like the samples, so these are compared, where there are some.
         other = samples[-1] if samples else example_inputs(source, 3, 17 if "input_ids" in inputs else None)
         difference = _difference(source, ExportedModule(folder, "cpu", is_exact=True), inputs, other)

@@ -5,8 +5,9 @@ Level: state. A new format is one decorated function here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_compress.registry import Registry
@@ -22,11 +23,13 @@ class Format:
         settings: (kind of quantization or None, calibration batches) -> transformers' export config.
         packages: import names of what it needs without quantization.
         quantizations: kind -> import names of what that needs besides.
+        tidy: what is done to the folder that was written.
     """
 
     settings: Callable[[str | None, Sequence[Batch]], Any]
     packages: tuple[str, ...]
     quantizations: Mapping[str, tuple[str, ...]]
+    tidy: Callable[[Path], None] = lambda folder: None
 
     def __call__(self, quantization: str | None, batches: Sequence[Batch]) -> Any:
         """Return transformers' export config."""
@@ -57,6 +60,32 @@ def _onnx(quantization: str | None, batches: Sequence[Batch]) -> Any:
     options = {"MatMulConstBOnly": True}
     static = OnnxRuntimeStaticConfig(op_types_to_quantize=_MULTIPLIES, per_channel=True, extra_options=options)
     return OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(static, list(batches)))
+
+
+def _forget_traces(folder: Path) -> None:
+    """Remove where in the source each operation comes from: paths of this machine, and most of a small file."""
+    import onnx
+
+    for path in folder.glob("*.onnx"):
+        # Weights lie in a file beside it, which stays.
+        model = onnx.load(str(path), load_external_data=False)
+        for part in (model, model.graph, *model.functions, *_nodes(model.graph), *_nodes(*model.functions)):
+            del part.metadata_props[:]
+            part.ClearField("doc_string")
+        for described in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+            del described.metadata_props[:]
+            described.ClearField("doc_string")
+        # Not onnx.save, which would look for the weights.
+        path.write_bytes(model.SerializeToString())
+
+
+def _nodes(*graphs: Any) -> Iterator[Any]:
+    """Yield the nodes of graphs, those of branches and loops too."""
+    for graph in graphs:
+        for node in graph.node:
+            yield node
+            for attribute in node.attribute:
+                yield from _nodes(*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def _openvino(quantization: str | None, batches: Sequence[Batch]) -> Any:
@@ -97,6 +126,7 @@ def _executorch(quantization: str | None, batches: Sequence[Batch]) -> Any:
     return ExecutorchConfig(dynamic=True, quantizer=quantizer)
 
 
-FORMATS.register("onnx")(Format(_onnx, ("onnx", "onnxscript", "onnxruntime"), {"dynamic": (), "static": ()}))
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FORMATS.register("onnx")(Format(_onnx, _ONNX_PACKAGES, {"dynamic": (), "static": ()}, _forget_traces))
 FORMATS.register("openvino")(Format(_openvino, ("openvino",), {"dynamic": ("nncf",), "static": ("nncf",)}))
 FORMATS.register("executorch")(Format(_executorch, ("executorch",), {"dynamic": ("torchao",), "static": ("torchao",)}))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -49,6 +50,18 @@ def test_as_it_is_it_gives_the_outputs_of_the_model_for_any_batch(tmp_path, make
     for batch in (1, 5):
         assert difference(model, folder, dummy_inputs(model, batch, 32 if make is resnet else None)) < 1e-4
     assert json.loads((folder / "compression.json").read_text())["difference"] < 1e-4
+
+
+@pytest.mark.parametrize("quantization", [None, "dynamic", "static"])
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_no_file_names_a_folder_of_this_machine(tmp_path, format, quantization):
+    needs(format, quantization is not None)
+    model = tiny.bert()
+    folder = export(model, format, tmp_path / "out", quantization=quantization, batches=[dummy_inputs(model, 2)] * 3)
+    own, installed = Path(__file__).parents[1], Path(torch.__file__).parents[1]
+    for file in folder.iterdir():
+        found = file.read_bytes()
+        assert not any(str(place).encode() in found for place in (own, installed, tmp_path)), file.name
 
 
 @pytest.mark.parametrize(
