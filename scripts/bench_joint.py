@@ -1,12 +1,14 @@
 """MiniLM on SST-2 with everything at once: fewer tokens, heads and neurons, distilled, in 8 bit, for one runtime.
 
     python scripts/bench_joint.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
+With `--card FOLDER` card, records and pictures of the first seed go there, and the accuracy of all into seeds.json.
 With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences. Accuracy is
 that of the validation sentences; all are timed in turn. Models are kept: run again, it only measures, and with
 `--train-only` it leaves that to a quieter time.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import sst2
@@ -22,13 +24,17 @@ from hf_compress import (
     prune_oneshot,
     shrink_vocabulary,
 )
+from hf_compress.hub.card import create_card
+from hf_compress.hub.config import CardInfo
 from hf_compress.measurement.load import model_class
-from hf_compress.report.tables import compare_table
+from hf_compress.report.compare import compare
+from hf_compress.report.tables import is_quality
 
 parser = sst2.parser(__doc__, steps=1500, learning_rate=1e-4)
 parser.add_argument("--keep", type=float, default=0.4)
 parser.add_argument("--work", type=Path, help="folder for the models; default beside the output; kept")
 parser.add_argument("--hidden-weight", type=float, default=1.0, help="of hidden states beside logits")
+parser.add_argument("--card", type=Path, help="folder for the card")
 parser.add_argument("--train-only", action="store_true", help="measure another time")
 args = parser.parse_args()
 work = args.work or args.output.with_suffix(".models")
@@ -76,18 +82,19 @@ if not folders["dense-int8"].exists():
     plain = DataCollatorWithPadding(tokenizer)
     samples = [dict(plain(rows[i : i + 8])) for i in range(0, 256, 8)]
     export(args.dense, "openvino", work / "int8", quantization="static", batches=samples)
+cut = {"ffn": args.keep, "heads": args.keep}
+config = OneShotConfig(keep=cut, criterion="fisher", rounds=6, layout="per_layer")
+weights = {"task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": args.hidden_weight}
+terms = DistillationConfig(**weights)
 for seed in args.seeds:
     if str(seed) in found["accuracy"]:
         continue
-    config = OneShotConfig(
-        keep={"ffn": args.keep, "heads": args.keep}, criterion="fisher", rounds=6, layout="per_layer"
-    )
     model = prune_oneshot(smaller.model, config, batches(seed, 1024))
     steps = {"cut": evaluate(model.eval())["accuracy"]}
-    weights = {"task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": args.hidden_weight}
-    terms = {"teacher": smaller.model, "distillation": DistillationConfig(**weights)}
-    terms["unlabeled_dataset"] = sst2.unlabeled(args, smaller.tokenizer)
-    steps["distilled"] = sst2.score(DistillationTrainer, model, args, seed, smaller.tokenizer, fewer, **terms)
+    learnt_from = {"teacher": smaller.model, "unlabeled_dataset": sst2.unlabeled(args, smaller.tokenizer)}
+    steps["distilled"] = sst2.score(
+        DistillationTrainer, model, args, seed, smaller.tokenizer, fewer, distillation=terms, **learnt_from
+    )
     place = work / f"seed{seed}"
     export(model, "openvino", place, quantization="static", batches=batches(seed, 256, 8))
     parameters = sum(p.numel() for p in model.parameters())
@@ -95,9 +102,42 @@ for seed in args.seeds:
     args.output.write_text(json.dumps(found, indent=1))
 if args.train_only:
     raise SystemExit
-folders |= {f"joint{seed}": work / f"seed{seed}" for seed in args.seeds}
+small = {seed: "small" if seed == args.seeds[0] else f"small-seed{seed}" for seed in args.seeds}
+folders |= {name: work / f"seed{seed}" for seed, name in small.items()}
 torch.set_num_threads(2)
-records = measure(folders, evaluate=evaluate, dataset={"id": "sst2", "split": "validation"}, seconds=3.0)
+done = {
+    "shrink": {"vocabulary": smaller.model.config.vocab_size},
+    "oneshot": {**config.to_dict(defaults=False), "samples": 1024},
+    "training": {k: found["settings"][k] for k in ("steps", "batch_size", "learning_rate")},
+    "compression": {"distillation": terms.to_dict(defaults=False)},
+    "export": {"format": "openvino", "quantization": "static"},
+}
+options = {"keep": args.keep, "steps": args.steps, "hidden-weight": args.hidden_weight}
+command = " ".join(["python", Path(sys.argv[0]).name, *(f"--{name} {value}" for name, value in options.items())])
+records = measure(
+    folders,
+    evaluate=evaluate,
+    dataset={"id": "sst2", "split": "validation", "samples": len(data["test"])},
+    seed=args.seeds[0],
+    command=command,
+    methods=dict.fromkeys(small.values(), done),
+    output_dir=args.card and args.card / "records",
+    result="small",
+    seconds=3.0,
+)
 found["records"] = [r.to_dict() for r in records]
 args.output.write_text(json.dumps(found, indent=1))
-print(compare_table(records))
+print(compare(records, args.card))
+if args.card:
+    (args.card / "comparison.html").unlink()
+    scores = {r.model: {m.name: m.value for m in r.measurements if is_quality(m.name)} for r in records}
+    seeds = {str(seed): {"small": scores[name]} for seed, name in small.items()}
+    (args.card / "seeds.json").write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
+    facts = {"base_model": "sentence-transformers/all-MiniLM-L6-v2", "license": "apache-2.0", "language": ("en",)}
+    limits = (
+        "Made for sentences of films' reviews; the vocabulary is that of its training sentences, and other words are "
+        "read in pieces.",
+        "Layers differ in width, so OpenVINO runs it and transformers' own classes do not.",
+    )
+    info = CardInfo(args.card.name, datasets=("stanfordnlp/sst2",), limits=limits, **facts)
+    create_card(args.card, records, info=info, pictures=sorted(args.card.glob("*.png"), reverse=True))

@@ -1,6 +1,7 @@
 """Accuracy of pruned MiniLM on SST-2 by criterion, sparsity and seed, at equal budgets, with and without distillation.
 
 "sparsegpt" prunes between rounds of training (`prune_oneshot`), with the training of `criterion="keep"` after each.
+"torch.nn.utils.prune" is torch's own global pruning and the stock Trainer, from the same model for as many steps.
 "ffn" and "layers" zero whole neurons and layers, as many in each layer, such as `shrink` removes.
 
     python scripts/bench_pruning.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
@@ -9,7 +10,9 @@ finished run is kept in the output, so the script goes on where it was stopped.
 """
 
 import sst2
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+from torch import nn
+from torch.nn.utils import prune
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
 
 from hf_compress import (
     CompressionConfig,
@@ -28,6 +31,7 @@ CRITERIA = {
     "platon": {"criterion": "platon", "scope": "global", "regrow": True},
     "ffn": {"structure": "ffn", "criterion": "taylor"},
     "layers": {"structure": "layers", "criterion": "taylor"},
+    "torch.nn.utils.prune": {},
     "sparsegpt, untrained": [0.0],
     "sparsegpt, 1 round": [1.0],
     "sparsegpt, 4 rounds": [0.15, 0.15, 0.2, 0.5],
@@ -55,6 +59,10 @@ def run(case, seed):
     if case == "dense":
         return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, steps=0)
     sparsity, name, how = case.split(" | ")
+    if name == "torch.nn.utils.prune":
+        matrices = [(m, "weight") for m in model.base_model.encoder.modules() if isinstance(m, nn.Linear)]
+        prune.global_unstructured(matrices, prune.L1Unstructured, amount=float(sparsity))
+        return sst2.score(Trainer, model, args, seed, tokenizer, data)
     # What is not in the cache is asked of the dense model itself.
     has_texts, has_states = how.endswith("text"), "hidden" in how
     is_cached = not has_texts and not has_states
@@ -89,4 +97,6 @@ def in_rounds(model, sparsity, shares, seed, distillation, extra):
 
 
 cases = [f"{s} | {c} | {d}" for s in args.sparsities for c in args.criteria for d in args.distil]
+# Torch's knows no teacher.
+cases = [c for c in cases if "torch" not in c or c.endswith("alone")]
 sst2.table(args, ["dense", *cases], run)

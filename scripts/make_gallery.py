@@ -3,10 +3,10 @@
     python scripts/make_gallery.py digits
     python scripts/make_gallery.py fashion-mnist spoken-digits --data FOLDER --seeds 0 1 2
 
-`digits` and `language-model` are built in (the second takes `--text FILE` and `--base MODEL`); the recipes of the
-others lie beside their cards, and FOLDER holds their data as these say. The card is that of the first seed; the
-qualities of all go into seeds.json. Numbers are those of the machine that this runs on; nothing else may use it
-meanwhile. Finished stages stay in `--work`, so the script goes on where it was stopped.
+`digits` and `language-model` are built in (the second takes `--text FILE`); the recipes of the others lie beside their
+cards, and FOLDER holds their data as these say. With `--base MODEL` they start from that instead of their own. The
+card is that of the first seed; the qualities of all go into seeds.json. Numbers are those of the machine that this
+runs on; nothing else may use it meanwhile. Finished stages stay in `--work`, so the script goes on where it stopped.
 """
 
 import argparse
@@ -14,6 +14,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+from datasets import Dataset, load_dataset
+from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, set_seed
 
 from hf_compress import run_recipe
@@ -37,6 +40,21 @@ def untrained_ast(folder: Path) -> Path:
     return folder
 
 
+def neighbours(labelled: Path, target: Path) -> Path:
+    """Write pairs of sentences that share words and were not paired in `labelled`: two for each sentence."""
+    if not target.is_file():
+        rows = load_dataset("parquet", data_files=str(labelled))["train"]
+        texts = [*rows["sentence1"], *rows["sentence2"]]
+        words = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+        alike = (words @ words.T).toarray()
+        own = np.arange(len(texts))
+        alike[own, own] = alike[own, (own + len(rows)) % len(texts)] = -1
+        others = np.argsort(-alike, axis=1)[:, :2]
+        pairs = {"sentence1": [t for t in texts for _ in range(2)], "sentence2": [texts[i] for i in others.ravel()]}
+        Dataset.from_dict(pairs).to_parquet(target)
+    return target
+
+
 def settings(name: str, args: argparse.Namespace) -> list[str]:
     """Return what a recipe cannot know: where data and base models are on this machine."""
     if name == "language-model":
@@ -44,9 +62,14 @@ def settings(name: str, args: argparse.Namespace) -> list[str]:
     if name in BUILT_IN:
         return []
     recipe = load_recipe(GALLERY / name / "recipe.yaml")
-    found = [f"task.files.{split}={args.data / file}" for split, file in recipe.task.files.items()]
+    files = {split: args.data / file for split, file in recipe.task.files.items()}
+    if "unlabeled" in files:
+        files["unlabeled"] = neighbours(files["train"], args.work / "pairs.parquet")
+    found = [f"task.files.{split}={file}" for split, file in files.items()]
     first = recipe.stages[0]
-    if first.source == "AST_FOLDER":
+    if args.base:
+        found.append(f"stages.{first.name}.source={args.base}")
+    elif first.source == "AST_FOLDER":
         found.append(f"stages.{first.name}.source={untrained_ast(args.work / 'ast')}")
     return found
 
@@ -77,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--data", type=Path, help="folder of the data")
-    parser.add_argument("--base", help="model of the language-model recipe, instead of its own")
+    parser.add_argument("--base", help="model that recipes start from, instead of their own")
     parser.add_argument("--text", help="text file for the language-model recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", type=Path, default=Path("gallery"), help="folder for the models")

@@ -170,26 +170,63 @@ def latencies() -> str:
     return "\n\n".join([*parts, link("latency_minilm", "latency_llama")])
 
 
-def gallery() -> str:
-    """The recipes beside their cards."""
-    rows = []
-    for folder in sorted(p.parent for p in (ROOT / "model_cards").glob("*/recipe.yaml")):
-        found = sort_records(
-            Record.from_dict(json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")
-        )
-        quality = "accuracy"
-        seeds = folder / "seeds.json"
-        runs = json.loads(seeds.read_text(encoding="utf-8")) if seeds.is_file() else {}
-        for number, record in enumerate(found):
-            values = [run[record.model][quality] for run in runs.values()] or [
-                m.value for m in record.measurements if m.name == quality
-            ]
-            name = f"[{folder.name}](model_cards/{folder.name}/README.md)" if number == 0 else ""
-            rows.append([name, record.model, f"{quality} {spread(values, 100)}", value(record, "bytes_on_disk"),
-                         value(record, "latency", batch_size=1), value(record, "latency", batch_size=32)])  # fmt: skip
-    head = ["recipe", "model", "quality, %", "weights on disk", "latency, batch 1", "latency, batch 32"]
-    text = "Each recipe is one command, which it begins with; sizes and times are of the first seed, beside others."
-    return f"{text}\n\n{table(head, rows)}"
+# Recipe -> model, points or factor of perplexity that may be lost, how much smaller it must be.
+GALLERY_TARGETS = {
+    "fashion-mnist": ("shrunk", 0.7, 1),
+    "spoken-digits": ("int8", 1.0, 8),
+    "wikitext": ("distilled", 1.04, 1),
+}
+
+
+def recipe(folder: Path) -> str:
+    """One recipe beside its card: table, target, picture."""
+    found = sort_records(
+        Record.from_dict(json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")
+    )
+    quality = next(q for q in ("f1", "accuracy", "perplexity") if any(m.name == q for m in found[0].measurements))
+    factor = 1 if quality == "perplexity" else 100
+    seeds = folder / "seeds.json"
+    runs = json.loads(seeds.read_text(encoding="utf-8")) if seeds.is_file() else {}
+    values = {
+        r.model: [run[r.model][quality] for run in runs.values() if r.model in run]
+        or [m.value for m in r.measurements if m.name == quality]
+        for r in found
+    }
+    sizes = sorted({m.conditions["batch_size"] for r in found for m in r.measurements if m.name == "latency"})
+    head = ["model", quality if factor == 1 else f"{quality}, %", "weights on disk", *(f"batch {n}" for n in sizes)]
+    rows = [
+        [r.model, spread(values[r.model], factor), value(r, "bytes_on_disk"),
+         *(value(r, "latency", batch_size=n) for n in sizes)]
+        for r in found
+    ]  # fmt: skip
+    parts = [table(head, rows), *met(folder.name, found, values)]
+    link_to = f"model_cards/{folder.name}"
+    parts.append(f"![{folder.name}, quality and size]({link_to}/quality_size.png)")
+    return "\n\n".join([*parts, f"[Card]({link_to}/README.md), [records]({link_to}/records)."])
+
+
+def met(name: str, found: Sequence[Record], values: Mapping[str, Sequence[float]]) -> list[str]:
+    """Say whether a recipe reached its target, if it has one."""
+    if name not in GALLERY_TARGETS:
+        return []
+    model, bound, times = GALLERY_TARGETS[name]
+    size = {r.model: m.value for r in found for m in r.measurements if m.name == "bytes_on_disk"}
+    first, smaller = found[0].model, size[found[0].model] / size[model]
+    means = [statistics.mean(values[m]) for m in (first, model)]
+    if found[0].model == "dense":
+        change, is_kept, wanted = f"x{means[1] / means[0]:.3f}", means[1] <= bound * means[0], f"x{bound:g}"
+    else:
+        lost = 100 * (means[0] - means[1])
+        change, is_kept, wanted = f"{-lost:+.2f} points", round(lost, 2) <= bound, f"-{bound:g} points"
+    reached = "reached" if is_kept and smaller >= times else "missed"
+    size_wanted = f" at {times} times smaller" if times > 1 else ""
+    return [f"Target of {model}: {wanted}{size_wanted}: {reached} ({change}, {smaller:.1f} times smaller)."]
+
+
+def recipes() -> dict[str, Callable[[], str]]:
+    """Return a section for each recipe that has a card."""
+    folders = sorted(p.parent for p in (ROOT / "model_cards").glob("*/records"))
+    return {folder.name: lambda folder=folder: recipe(folder) for folder in folders}
 
 
 def without_training() -> str:
@@ -344,7 +381,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         ),
     },
     "Images and tables": {"The textbook's cases": other_data},
-    "Recipes": {"With their cards": gallery},
+    "Recipes, each one command, with cards": recipes(),
     "Every task once": {"A few steps on real data": lambda: every_task() + "\n\n" + link("scripts")},
     "Latency and operations": {"What is removed is saved": latencies},
     "Beside other tools": {"In one run": peers},
