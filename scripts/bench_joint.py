@@ -8,6 +8,7 @@ that of the validation sentences; all are timed in turn. Models are kept: run ag
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from hf_compress import (
 )
 from hf_compress.hub.card import create_card
 from hf_compress.hub.config import CardInfo
-from hf_compress.measurement.load import model_class
 from hf_compress.report.compare import compare
 from hf_compress.report.tables import is_quality
 
@@ -75,9 +75,8 @@ def evaluate(model):
 found = json.loads(args.output.read_text()) if args.output.is_file() else {"accuracy": {}}
 settings = ("keep", "steps", "batch_size", "learning_rate", "hidden_weight")
 found["settings"] = {name: getattr(args, name) for name in settings}
-folders = {"dense": Path(args.dense), "dense-bfloat16": work / "bfloat16", "dense-int8": work / "int8"}
+folders = {"dense": Path(args.dense), "dense-int8": work / "int8"}
 if not folders["dense-int8"].exists():
-    model_class(args.dense).from_pretrained(args.dense, dtype=torch.bfloat16).save_pretrained(work / "bfloat16")
     rows = [{c: r[c] for c in columns} for r in data["train"].shuffle(seed=0).select(range(256))]
     plain = DataCollatorWithPadding(tokenizer)
     samples = [dict(plain(rows[i : i + 8])) for i in range(0, 256, 8)]
@@ -104,7 +103,7 @@ if args.train_only:
     raise SystemExit
 small = {seed: "small" if seed == args.seeds[0] else f"small-seed{seed}" for seed in args.seeds}
 folders |= {name: work / f"seed{seed}" for seed, name in small.items()}
-torch.set_num_threads(2)
+torch.set_num_threads(len(os.sched_getaffinity(0)))
 done = {
     "shrink": {"vocabulary": smaller.model.config.vocab_size},
     "oneshot": {**config.to_dict(defaults=False), "samples": 1024},
@@ -112,7 +111,8 @@ done = {
     "compression": {"distillation": terms.to_dict(defaults=False)},
     "export": {"format": "openvino", "quantization": "static"},
 }
-options = {"keep": args.keep, "steps": args.steps, "hidden-weight": args.hidden_weight}
+options = {"keep": args.keep, "steps": args.steps, "learning-rate": args.learning_rate}
+options["hidden-weight"] = args.hidden_weight
 command = " ".join(["python", Path(sys.argv[0]).name, *(f"--{name} {value}" for name, value in options.items())])
 records = measure(
     folders,

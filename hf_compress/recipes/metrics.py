@@ -73,7 +73,9 @@ def is_entity_scheme(names: Iterable[str]) -> bool:
 
 
 def tag_metrics(found: Sequence[Sequence[str]], right: Sequence[Sequence[str]], entities: bool) -> dict[str, float]:
-    """Return the accuracy over words, and precision, recall and F1 over whole entities as conlleval counts them.
+    """Return F1, precision and recall over whole entities as conlleval counts them, and the accuracy over words.
+
+    F1 comes first: the first metric is what pictures show and searches look at.
 
     Args:
         found: predicted tags of the words of each text.
@@ -90,7 +92,7 @@ def tag_metrics(found: Sequence[Sequence[str]], right: Sequence[Sequence[str]], 
     require("seqeval", "scores of entities")
     from seqeval.metrics import f1_score, precision_score, recall_score
 
-    scores = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    scores = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
     return {name: float(score(right, found, zero_division=0)) for name, score in scores.items()} | metrics
 
 

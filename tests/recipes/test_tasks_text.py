@@ -195,6 +195,7 @@ def test_entities_count_as_a_whole():
     found = [["B-P", "O", "O", "B-L"], ["B-L", "B-P"]]
     # 3 entities there, 4 predicted, 2 of them whole and of the right kind; 4 of 6 words.
     scores = tag_metrics(found, right, entities=True)
+    assert next(iter(scores)) == "f1"
     assert scores == pytest.approx({"precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "accuracy": 4 / 6})
     assert tag_metrics(found, right, entities=False) == pytest.approx({"accuracy": 4 / 6})
 
