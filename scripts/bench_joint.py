@@ -2,7 +2,8 @@
 
     python scripts/bench_joint.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
 With `--card FOLDER` card, records and pictures of the first seed go there, and the accuracy of all into seeds.json.
-With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences. Accuracy is
+With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences, or with
+`--whole-vocabulary` as it was; with `--steps 0` nothing is trained. Accuracy is
 that of the validation sentences; all are timed in turn. Models are kept: run again, it only measures, and with
 `--train-only` it leaves that to a quieter time.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import sst2
 import torch
@@ -35,12 +37,16 @@ parser.add_argument("--keep", type=float, default=0.4)
 parser.add_argument("--work", type=Path, help="folder for the models; default beside the output; kept")
 parser.add_argument("--hidden-weight", type=float, default=1.0, help="of hidden states beside logits")
 parser.add_argument("--card", type=Path, help="folder for the card")
+parser.add_argument("--whole-vocabulary", action="store_true", help="keep all tokens")
 parser.add_argument("--train-only", action="store_true", help="measure another time")
 args = parser.parse_args()
 work = args.work or args.output.with_suffix(".models")
 tokenizer, data = sst2.load(args)
 dense = AutoModelForSequenceClassification.from_pretrained(args.dense)
-smaller = shrink_vocabulary(dense, tokenizer, data["train"]["sentence"])
+if args.whole_vocabulary:
+    smaller = SimpleNamespace(model=dense, tokenizer=tokenizer)
+else:
+    smaller = shrink_vocabulary(dense, tokenizer, data["train"]["sentence"])
 columns = ["input_ids", "token_type_ids", "attention_mask", "labels"]
 
 
@@ -73,7 +79,7 @@ def evaluate(model):
 
 
 found = json.loads(args.output.read_text()) if args.output.is_file() else {"accuracy": {}}
-settings = ("keep", "steps", "batch_size", "learning_rate", "hidden_weight")
+settings = ("keep", "steps", "batch_size", "learning_rate", "hidden_weight", "whole_vocabulary")
 found["settings"] = {name: getattr(args, name) for name in settings}
 folders = {"dense": Path(args.dense), "dense-int8": work / "int8"}
 if not folders["dense-int8"].exists():
@@ -104,16 +110,16 @@ if args.train_only:
 small = {seed: "small" if seed == args.seeds[0] else f"small-seed{seed}" for seed in args.seeds}
 folders |= {name: work / f"seed{seed}" for seed, name in small.items()}
 torch.set_num_threads(len(os.sched_getaffinity(0)))
-done = {
-    "shrink": {"vocabulary": smaller.model.config.vocab_size},
-    "oneshot": {**config.to_dict(defaults=False), "samples": 1024},
-    "training": {k: found["settings"][k] for k in ("steps", "batch_size", "learning_rate")},
-    "compression": {"distillation": terms.to_dict(defaults=False)},
-    "export": {"format": "openvino", "quantization": "static"},
-}
+done = {} if args.whole_vocabulary else {"shrink": {"vocabulary": smaller.model.config.vocab_size}}
+done["oneshot"] = {**config.to_dict(defaults=False), "samples": 1024}
+if args.steps:
+    done["training"] = {k: found["settings"][k] for k in ("steps", "batch_size", "learning_rate")}
+    done["compression"] = {"distillation": terms.to_dict(defaults=False)}
+done["export"] = {"format": "openvino", "quantization": "static"}
 options = {"keep": args.keep, "steps": args.steps, "learning-rate": args.learning_rate}
 options["hidden-weight"] = args.hidden_weight
-command = " ".join(["python", Path(sys.argv[0]).name, *(f"--{name} {value}" for name, value in options.items())])
+flags = [f"--{name} {value}" for name, value in options.items()] + ["--whole-vocabulary"] * args.whole_vocabulary
+command = " ".join(["python", Path(sys.argv[0]).name, *flags])
 records = measure(
     folders,
     evaluate=evaluate,
@@ -134,9 +140,9 @@ if args.card:
     seeds = {str(seed): {"small": scores[name]} for seed, name in small.items()}
     (args.card / "seeds.json").write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
     facts = {"base_model": "sentence-transformers/all-MiniLM-L6-v2", "license": "apache-2.0", "language": ("en",)}
+    words = "" if args.whole_vocabulary else "; of other words than those of its training data it reads pieces"
     limits = (
-        "Made for sentences of films' reviews; the vocabulary is that of its training sentences, and other words are "
-        "read in pieces.",
+        f"Made for sentences of films' reviews{words}.",
         "Layers differ in width, so OpenVINO runs it and transformers' own classes do not.",
     )
     info = CardInfo(args.card.name, datasets=("stanfordnlp/sst2",), limits=limits, **facts)

@@ -178,6 +178,14 @@ GALLERY_TARGETS = {
 }
 
 
+# What a reader of a recipe's table must know besides.
+REMARKS = {
+    "mrpc": "The score on its unlabelled pairs is the teacher's alone; labels-alone saw none of them.",
+    "wikitext": "Half of the blocks' weights are gone; embeddings stay. The dense model saw its text little more than "
+    "once and the student learns on, so it ends below it; from one that was trained to the end more is lost.",
+}
+
+
 def recipe(folder: Path) -> str:
     """One recipe beside its card: table, target, picture."""
     found = sort_records(
@@ -199,7 +207,8 @@ def recipe(folder: Path) -> str:
          *(value(r, "latency", batch_size=n) for n in sizes)]
         for r in found
     ]  # fmt: skip
-    parts = [table(head, rows), *met(folder.name, found, values)]
+    remark = [REMARKS[folder.name]] if folder.name in REMARKS else []
+    parts = [table(head, rows), *met(folder.name, found, values), *remark]
     link_to = f"model_cards/{folder.name}"
     parts.append(f"![{folder.name}, quality and size]({link_to}/quality_size.png)")
     return "\n\n".join([*parts, f"[Card]({link_to}/README.md), [records]({link_to}/records)."])
