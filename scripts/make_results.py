@@ -180,7 +180,7 @@ GALLERY_TARGETS = {
 
 # What a reader of a recipe's table must know besides.
 REMARKS = {
-    "mrpc": "Beside the labelled pairs `distilled` learnt from pairs without labels, which `labels-alone` did not see.",
+    "mrpc": "Beside labelled pairs `distilled` learnt from pairs without labels, which `labels-alone` never saw.",
     "wikitext": "Half of the blocks' weights are gone; embeddings stay. The dense model saw its text little more than "
     "once and the student learns on, so it ends below it; from one that was trained to the end more is lost.",
 }
