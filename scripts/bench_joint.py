@@ -119,7 +119,8 @@ done["export"] = {"format": "openvino", "quantization": "static"}
 options = {"keep": args.keep, "steps": args.steps, "learning-rate": args.learning_rate}
 options["hidden-weight"] = args.hidden_weight
 flags = [f"--{name} {value}" for name, value in options.items()] + ["--whole-vocabulary"] * args.whole_vocabulary
-command = " ".join(["python", Path(sys.argv[0]).name, *flags])
+where = "--data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json"
+command = " ".join([f"python scripts/{Path(sys.argv[0]).name}", where, *flags])
 records = measure(
     folders,
     evaluate=evaluate,

@@ -191,6 +191,7 @@ def recipe(folder: Path) -> str:
     found = sort_records(
         Record.from_dict(json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")
     )
+    found = [r for r in found if "-seed" not in r.model]
     quality = next(q for q in ("f1", "accuracy", "perplexity") if any(m.name == q for m in found[0].measurements))
     factor = 1 if quality == "perplexity" else 100
     seeds = folder / "seeds.json"
