@@ -13,4 +13,4 @@ def test_every_number_on_the_page_is_that_of_its_record(monkeypatch):
     # Drawn elsewhere: the pictures in the repository depend on the version of matplotlib.
     monkeypatch.setattr(made, "save_plot", lambda axes, path: path)
     assert made.page() == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
-    assert all((ROOT / part.split(")")[0]).is_file() for part in made.page().split("](")[1:])
+    assert all((ROOT / part.split(")")[0]).exists() for part in made.page().split("](")[1:])
