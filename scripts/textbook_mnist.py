@@ -18,14 +18,12 @@ from hf_compress import CompressionConfig, DistillationConfig, PruningConfig, ex
 
 
 class Network(nn.Module):
-    """Two pairs of convolutions of 3x3, each pooled, and a hidden layer."""
+    """Two convolutions of 3x3, each pooled, and a hidden layer."""
 
     def __init__(self, first: int, second: int, hidden: int) -> None:
         super().__init__()
-        sizes = [(1, first), (first, first), (first, second), (second, second)]
-        steps = [[nn.Conv2d(i, o, 3, padding=1), nn.ReLU()] for i, o in sizes]
-        pool = [nn.MaxPool2d(2)]
-        self.body = nn.Sequential(*steps[0], *steps[1], *pool, *steps[2], *steps[3], *pool)
+        layers = [nn.Conv2d(1, first, 3, padding=1), nn.Conv2d(first, second, 3, padding=1)]
+        self.body = nn.Sequential(*(nn.Sequential(layer, nn.ReLU(), nn.MaxPool2d(2)) for layer in layers))
         self.hidden, self.head = nn.Linear(49 * second, hidden), nn.Linear(hidden, 10)
 
     def forward(self, pixel_values, labels=None):
@@ -38,22 +36,6 @@ def rows(split):
     """Return images, 0-1, and labels, one mapping each."""
     pixels = (torch.from_numpy(np.array(r["image"], np.float32))[None] / 255 for r in split)
     return [{"pixel_values": p, "labels": y} for p, y in zip(pixels, split["label"], strict=True)]
-
-
-class Shifted(torch.utils.data.Dataset):
-    """The same images, each time moved by up to two pixels."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        """Return an image and its label."""
-        image, (down, right) = self.data[index], torch.randint(0, 5, (2,)).tolist()
-        moved = F.pad(image["pixel_values"], (2, 2, 2, 2))[:, down : down + 28, right : right + 28]
-        return {**image, "pixel_values": moved}
 
 
 def batches(data, size):
@@ -76,11 +58,10 @@ images = rows(data["train"])
 training, scored = images[:-5000], rows(data["test"]) if args.test else images[-5000:]
 settings = {"per_device_train_batch_size": 128, "learning_rate": 2e-3}
 torch.manual_seed(0)
-shifted = Shifted(training)
-large = textbook.train(Network(24, 48, 192), args.output / "large", shifted, settings)
-config = CompressionConfig(DistillationConfig(temperature=4.0), PruningConfig(sparsity=0.3))
-small = Network(12, 24, 40)
-small = textbook.train(small, args.output / "small", shifted, settings, compression=config, teacher=large)
+large = textbook.train(Network(32, 64, 128), args.output / "large", training, settings)
+config = CompressionConfig(DistillationConfig(temperature=4.0), PruningConfig(sparsity=0.5))
+small = Network(16, 32, 48)
+small = textbook.train(small, args.output / "small", training, settings, compression=config, teacher=large)
 samples = [{"pixel_values": pixels} for pixels, _ in batches(training[:1000], 50)]
 part = args.output / ("test" if args.test else "held_out")
 int8 = export(small, "onnx", part / "int8", quantization="static", batches=samples)
