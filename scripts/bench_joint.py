@@ -80,7 +80,9 @@ def evaluate(model):
 
 found = json.loads(args.output.read_text()) if args.output.is_file() else {"accuracy": {}}
 settings = ("keep", "steps", "batch_size", "learning_rate", "hidden_weight", "whole_vocabulary")
-found["settings"] = {name: getattr(args, name) for name in settings}
+wanted = {name: getattr(args, name) for name in settings}
+if found.setdefault("settings", wanted) != wanted:
+    parser.error(f"the models of {args.output} were made with {found['settings']}, and a card says what made them")
 folders = {"dense": Path(args.dense), "dense-int8": work / "int8"}
 if not folders["dense-int8"].exists():
     rows = [{c: r[c] for c in columns} for r in data["train"].shuffle(seed=0).select(range(256))]

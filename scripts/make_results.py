@@ -20,8 +20,8 @@ INTRODUCTION = """# Results
 
 What the scripts in `scripts/` measured, each number from the record that stands beside it;
 `python scripts/make_results.py` writes this page. SST-2 is scored on its 872 validation sentences, WikiText-2 on its
-validation text. Times compare within a table only: tables were made on machines of different speed, some beside other
-jobs. "D" is the dense model; behind a number stands how many seeds it is of.
+validation text, in the recipes on its test text. Times compare within a table only: tables were made on machines of
+different speed, some beside other jobs. "D" is the dense model; behind a number stands how many seeds it is of.
 
 The targets are our own, set before the runs from the papers and from what careful users of other packages get. A
 target that was missed says so.

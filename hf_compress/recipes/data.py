@@ -156,6 +156,8 @@ def load_unlabeled(task: TaskConfig, columns: Sequence[str]) -> Any:
     require_columns(rows, columns, _UNLABELED)
     if len(rows) == 0:
         raise DataError(f"the {_UNLABELED} split is empty; expected at least one row")
+    if task.max_samples is not None and len(rows) > task.max_samples:
+        rows = rows.shuffle(seed=_SPLIT_SEED).select(range(task.max_samples))
     return rows.select_columns(list(columns))
 
 

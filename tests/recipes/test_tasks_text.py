@@ -119,6 +119,13 @@ def test_unlabelled_pairs_become_rows_like_the_labelled_ones(tmp_path, classifie
     assert {len(part) for part in found.rows.values()} <= {1, 2}
 
 
+def test_max_samples_counts_for_unlabelled_rows_too(tmp_path, classifier):
+    file = tiny_tasks.write(tmp_path / "rows.parquet", {"text": ["good", "bad", "it was"] * 5, "label": [0, 1, 0] * 5})
+    files = dict.fromkeys(("train", "test", "unlabeled"), file)
+    found = build_task(TaskConfig("text-classification", files=files, max_samples=4), classifier)
+    assert (len(found.unlabeled), len(found.rows["train"])) == (4, 4)
+
+
 @pytest.mark.parametrize(
     ("kind", "rows", "message"),
     [
