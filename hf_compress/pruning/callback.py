@@ -91,8 +91,9 @@ class PruningCallback(RestoreWeights):
         if self._guard is not None:
             self._guard.on_step_end(args, state, control, **kwargs)
         self.pruner.step(state.global_step, optimizer)
-        if not self.pruner.is_final(state.global_step):
-            # A denser model is no candidate for the best one; without a best so far, early stopping does not count.
+        if not self.pruner.is_final(state.global_step - 1):
+            # What was looked at before this step was denser, so it is no candidate for the best one; without a best so
+            # far, early stopping does not count.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
         self._save_early(args, state, control)
 

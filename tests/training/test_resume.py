@@ -162,7 +162,7 @@ def test_resume_without_any_whole_checkpoint_says_so(tmp_path):
 
 
 def test_the_best_checkpoint_is_one_at_the_final_sparsity(tmp_path):
-    """Evaluation losses are made to rise, so that a stock Trainer would take the first, dense checkpoint."""
+    """The denser the better, so that a stock Trainer would take the first checkpoint."""
     arguments = tiny.arguments(
         tmp_path,
         save_strategy="steps",
@@ -170,11 +170,16 @@ def test_the_best_checkpoint_is_one_at_the_final_sparsity(tmp_path):
         eval_strategy="steps",
         eval_steps=1,
         load_best_model_at_end=True,
-        learning_rate=0.0,
+        metric_for_best_model="density",
+        greater_is_better=True,
     )
-    config = PruningConfig(sparsity=0.9, frequency=1, end=0.5)
     trainer = PruningTrainer(
-        tiny.bert(), arguments, pruning=config, train_dataset=tiny.sentences(), eval_dataset=tiny.sentences(8)
+        tiny.bert(),
+        arguments,
+        pruning=PruningConfig(sparsity=0.9, criterion="magnitude", frequency=1, end=0.5),
+        train_dataset=tiny.sentences(),
+        eval_dataset=tiny.sentences(8),
+        compute_metrics=lambda _: {"density": 1 - trainer.pruner.sparsity},
     )
     trainer.train()
     assert int(trainer.state.best_model_checkpoint.rsplit("-")[-1]) >= 4
