@@ -23,7 +23,8 @@ parser.add_argument("--output", type=Path)
 args = parser.parse_args()
 torch.set_num_threads(1)
 model, teacher, rows = minilm(), minilm().eval(), random_rows(args.steps)
-kinds = {"magnitude": {}, "magnitude, global": {"scope": "global"}} | {
+by_magnitude = {"criterion": "magnitude"}
+kinds = {"default": {}, "magnitude": by_magnitude, "magnitude, global": {**by_magnitude, "scope": "global"}} | {
     f"{c}, regrow": {"criterion": c, "regrow": True, "scope": "global"} for c in ("movement", "platon")
 }
 configs = {name: PruningConfig(0.8, begin=0.0, end=1.0, frequency=10, **options) for name, options in kinds.items()}

@@ -294,7 +294,9 @@ def every_task() -> str:
     for run in load("scripts")["runs"]:
         quality, sizes = [], []
         for model in run["models"].values():
-            quality.append(", ".join(f"{k} {v:.4g}" for k, v in list(model.get("quality", {}).items())[:1]))
+            found = model.get("quality", {})
+            name = next((n for n in ("f1", *found) if n in found), None)
+            quality.append(f"{name} {found[name]:.4g}" if name else "")
             sizes.append(f"{model['size']['bytes_on_disk'] / 1e6:.1f}")
         rows.append([run["task"], run["data"], f"`{run['command']}`", " → ".join(quality), " → ".join(sizes)])
     return table(["task", "data", "command", "before → after", "MB"], rows)

@@ -54,7 +54,7 @@ inputs, answers = {name: data[name][place] for name in ("user", "item")}, data["
 settings = {"per_device_train_batch_size": 512, "learning_rate": 3e-3, "weight_decay": 0.01}
 torch.manual_seed(0)
 large = textbook.train(Recommender(64, 256), args.output / "large", training, settings)
-config = CompressionConfig(DistillationConfig(temperature=1.0), PruningConfig(sparsity=0.5))
+config = CompressionConfig(DistillationConfig(temperature=1.0), PruningConfig(sparsity=0.5, criterion="magnitude"))
 small = Recommender(16, 32)
 small = textbook.train(small, args.output / "small", training, settings, compression=config, teacher=large)
 part = args.output / ("test" if args.test else "held_out")

@@ -53,11 +53,12 @@ class PruningConfig(Options):
             "is removed in the end: ffn, heads, hidden, filters, layers"
         },
     )
-    criterion: str = field(
-        default="magnitude",
+    criterion: str | None = field(
+        default=None,
         metadata={
             "help": "score by which the least important are found: magnitude, lamp, random, taylor, movement, platon; "
-            "or what decides by itself: threshold, relative_threshold, soft_movement, keep"
+            "or what decides by itself: threshold, relative_threshold, soft_movement, keep; default: platon, and "
+            "taylor for what is removed in the end"
         },
     )
     criterion_options: Mapping[str, Any] = field(
@@ -66,11 +67,11 @@ class PruningConfig(Options):
     threshold: float | None = field(
         default=None, metadata={"help": "final threshold of criteria that have one, above 0; default: the criterion's"}
     )
-    scope: str = field(
-        default="uniform",
+    scope: str | None = field(
+        default=None,
         metadata={
             "help": "uniform: the same sparsity in each target; global: one ranking over all targets; erk: more "
-            "where a target is large"
+            "where a target is large; default: global for single weights by platon or lamp, else uniform"
         },
     )
     floor: float = field(
@@ -125,6 +126,17 @@ class PruningConfig(Options):
             return self.sparsity
         return 1 - self.n_of_m[0] / max(1, self.n_of_m[1]) if self.n_of_m else 0.5
 
+    @property
+    def final_criterion(self) -> str:
+        """`criterion`, or what it is by default."""
+        return self.criterion or ("taylor" if self.structure in REMOVABLE else "platon")
+
+    @property
+    def final_scope(self) -> str:
+        """`scope`, or what it is by default."""
+        is_comparable = self.structure == "unstructured" and self.final_criterion in ("platon", "lamp")
+        return self.scope or ("global" if is_comparable and not self.pattern_sparsity else "uniform")
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""
         yield from self._amount_problems()
@@ -154,17 +166,17 @@ class PruningConfig(Options):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 <= value < 1:
                 yield f"pattern_sparsity[{pattern!r}] must be at least 0 and below 1, found {value!r}"
-        if self.pattern_sparsity and self.scope != "uniform":
+        if self.pattern_sparsity and self.final_scope != "uniform":
             yield f"pattern_sparsity goes with scope='uniform', found {self.scope!r}"
 
     def _structure_problems(self) -> Iterator[str]:
         group = self.n_of_m
         if group:
             yield from n_of_m_problems(group, self.sparsity)
-            if self.scope == "erk" or self.pattern_sparsity:
+            if self.final_scope == "erk" or self.pattern_sparsity:
                 yield f"structure={self.structure!r} has the same sparsity in each target: use scope='uniform'"
         if self.structure in REMOVABLE:
-            if self.scope != "uniform":
+            if self.final_scope != "uniform":
                 yield (
                     f"scope={self.scope!r} gives layers different widths, which no config can say, so structure="
                     f"{self.structure!r} needs scope='uniform'"

@@ -56,25 +56,27 @@ def make_plan(config: PruningConfig) -> Plan:
         ConfigError: for an unknown name or option, or parts that do not go together.
     """
     structure = find_structure(config.structure)
-    criterion = _build(CRITERIA.get(config.criterion), config)
+    criterion = _build(CRITERIA.get(config.final_criterion), config)
     problems = []
     if criterion.decides:
         if config.sparsity is not None or config.initial_sparsity:
             problems.append(
-                f"criterion={config.criterion!r} decides how much goes: leave out sparsity and initial_sparsity"
+                f"criterion={config.final_criterion!r} decides how much goes: leave out sparsity and initial_sparsity"
             )
-        if config.scope != "uniform" or config.pattern_sparsity:
-            problems.append(f"criterion={config.criterion!r} decides by itself: leave out scope and pattern_sparsity")
+        if config.final_scope != "uniform" or config.pattern_sparsity:
+            problems.append(
+                f"criterion={config.final_criterion!r} decides by itself: leave out scope and pattern_sparsity"
+            )
         if structure.fixed_amount and not criterion.at_start:
             problems.append(
                 f"structure={config.structure!r} needs the same number in each target, and criterion="
-                f"{config.criterion!r} decides by itself"
+                f"{config.final_criterion!r} decides by itself"
             )
     if criterion.at_start and config.regrow:
-        problems.append(f"criterion={config.criterion!r} keeps the mask of the start, so regrow must be false")
+        problems.append(f"criterion={config.final_criterion!r} keeps the mask of the start, so regrow must be false")
     if problems:
         raise ConfigError("PruningConfig: " + "; ".join(problems))
-    return Plan(config, structure, criterion, SCOPES.get(config.scope), CURVES.get(config.schedule))
+    return Plan(config, structure, criterion, SCOPES.get(config.final_scope), CURVES.get(config.schedule))
 
 
 def _build(kind: type[Criterion], config: PruningConfig) -> Criterion:
@@ -87,13 +89,17 @@ def _build(kind: type[Criterion], config: PruningConfig) -> Criterion:
         if name not in known:
             near = did_you_mean(name, known)
             exist = f"there are: {', '.join(known)}" if known else "it has none"
-            problems.append(f"criterion {config.criterion!r} has no option {name!r}{near}; {exist}")
+            problems.append(f"criterion {config.final_criterion!r} has no option {name!r}{near}; {exist}")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            problems.append(f"option {name!r} of criterion {config.criterion!r} must be a number, found {value!r}")
+            problems.append(
+                f"option {name!r} of criterion {config.final_criterion!r} must be a number, found {value!r}"
+            )
         elif isinstance(known[name], int) and not isinstance(value, int):
-            problems.append(f"option {name!r} of criterion {config.criterion!r} must be a whole number, found {value}")
+            problems.append(
+                f"option {name!r} of criterion {config.final_criterion!r} must be a whole number, found {value}"
+            )
         elif name.startswith(("beta", "decay")) and not 0 <= value < 1:
-            problems.append(f"option {name!r} of criterion {config.criterion!r} must lie in 0-1, found {value}")
+            problems.append(f"option {name!r} of criterion {config.final_criterion!r} must lie in 0-1, found {value}")
     if problems:
         raise ConfigError("PruningConfig: " + "; ".join(problems))
     return kind(**options)

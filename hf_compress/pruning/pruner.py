@@ -283,9 +283,9 @@ class Pruner:
         frozen = [n for n, p in self.parameters.items() if not p.requires_grad]
         if frozen and (self.plan.criterion.running or self.config.regrow):
             raise ConfigError(
-                f"criterion={self.config.criterion!r} with regrow={self.config.regrow} needs gradients, and "
+                f"criterion={self.config.final_criterion!r} with regrow={self.config.regrow} needs gradients, and "
                 f"{len(frozen)} of {len(self.parameters)} parameters to prune are frozen, e.g. {frozen[0]}; use "
-                "magnitude, or train them"
+                "criterion='magnitude', or train them"
             )
         sharded = any(is_sharded(p) for p in self.parameters.values())
         if sharded and not all(p.is_local for p in self._prunables):
@@ -295,6 +295,6 @@ class Pruner:
             )
         if sharded and self.plan.criterion.needs_whole:
             raise UnsupportedError(
-                f"criterion={self.config.criterion!r} ranks the entries of a weight among each other, and FSDP2 gives "
-                "each process some of them; use another criterion, or train under DistributedDataParallel"
+                f"criterion={self.config.final_criterion!r} ranks the entries of a weight among each other, and FSDP2 "
+                "gives each process some of them; use another criterion, or train under DistributedDataParallel"
             )

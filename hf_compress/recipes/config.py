@@ -230,3 +230,6 @@ class RecipeConfig(Options):
         unknown = sorted({n for n in asked if n is not None and n not in names})
         if unknown:
             yield f"measure names stages that do not exist: {', '.join(unknown)}; there are: {', '.join(names)}"
+        distils = any(s.compression is not None and s.compression.distillation is not None for s in self.stages)
+        if "unlabeled" in {*self.task.files, *self.task.splits} and not distils:
+            yield "task names unlabeled rows, and no stage has a compression.distillation that could learn from them"

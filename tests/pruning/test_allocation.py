@@ -29,7 +29,7 @@ def test_erk_prunes_each_parameter_more_and_more_along_a_rise():
 
 
 def attached(**options):
-    pruner = Pruner(PruningConfig(begin=0.0, end=1.0, frequency=1, **options))
+    pruner = Pruner(PruningConfig(criterion="magnitude", begin=0.0, end=1.0, frequency=1, **options))
     pruner.attach(tiny.bert())
     pruner.start(4)
     return pruner

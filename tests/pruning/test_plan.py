@@ -20,7 +20,7 @@ from hf_compress.pruning.pruner import Pruner
         ),
         ({"criterion": "platon", "criterion_options": {"beta1": "x"}}, "must be a number, found 'x'"),
         ({"criterion": "random", "criterion_options": {"seed": 0.5}}, "must be a whole number, found 0.5"),
-        ({"threshold": 0.1}, "criterion 'magnitude' has no option 'threshold'; it has none"),
+        ({"threshold": 0.1, "criterion": "magnitude"}, "criterion 'magnitude' has no option 'threshold'; it has none"),
         ({"criterion": "threshold", "sparsity": 0.5}, "decides how much goes: leave out sparsity"),
         ({"criterion": "threshold", "scope": "global"}, "decides by itself: leave out scope"),
         ({"criterion": "relative_threshold", "structure": "2:4"}, "needs the same number in each target"),
@@ -41,8 +41,30 @@ def test_sparsity_is_what_the_structure_says_unless_given():
     assert PruningConfig(0.9).final_sparsity == 0.9
 
 
+@pytest.mark.parametrize(
+    ("options", "criterion", "scope"),
+    [
+        ({}, "platon", "global"),
+        ({"criterion": "lamp"}, "lamp", "global"),
+        ({"criterion": "magnitude"}, "magnitude", "uniform"),
+        ({"scope": "uniform"}, "platon", "uniform"),
+        ({"pattern_sparsity": {"attention": 0.3}}, "platon", "uniform"),
+        ({"structure": "2:4"}, "platon", "uniform"),
+        ({"structure": "ffn"}, "taylor", "uniform"),
+        ({"criterion": "keep"}, "keep", "uniform"),
+    ],
+)
+def test_criterion_and_scope_follow_from_what_is_zeroed_unless_given(options, criterion, scope):
+    config = PruningConfig(**options)
+    assert (config.final_criterion, config.final_scope) == (criterion, scope)
+    Pruner(config)
+
+
+RISE = {"criterion": "magnitude", "begin": 0.0, "end": 1.0, "frequency": 1, "schedule": "linear"}
+
+
 def stepped(model, *steps, **options):
-    pruner = Pruner(PruningConfig(**{"begin": 0.0, "end": 1.0, "frequency": 1, "schedule": "linear", **options}))
+    pruner = Pruner(PruningConfig(**{**RISE, **options}))
     pruner.attach(model)
     pruner.start(10)
     for step in steps:

@@ -9,7 +9,7 @@ from hf_compress.pruning.pruner import Pruner
 
 
 def started(model, steps=10, **options):
-    pruner = Pruner(PruningConfig(**{"frequency": 1, "begin": 0.0, "end": 0.5, **options}))
+    pruner = Pruner(PruningConfig(**{"criterion": "magnitude", "frequency": 1, "begin": 0.0, "end": 0.5, **options}))
     pruner.attach(model)
     pruner.start(steps)
     return pruner

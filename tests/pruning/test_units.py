@@ -34,7 +34,9 @@ def pruned(layer, **options):
     torch.manual_seed(0)
     net = Net(LAYERS[layer]())
     dense = net.layer.weight.detach().clone()
-    pruner = Pruner(PruningConfig(**{"begin": 0.0, "end": 0.0, "include": ("weight",), **options}))
+    pruner = Pruner(
+        PruningConfig(**{"criterion": "magnitude", "begin": 0.0, "end": 0.0, "include": ("weight",), **options})
+    )
     pruner.attach(net)
     pruner.start(10)
     pruner.step(0)
@@ -83,7 +85,8 @@ def test_as_many_units_as_asked_for_go_when_all_are_equal(structure, scope):
     net = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 6))
     for parameter in net.parameters():
         nn.init.constant_(parameter, 0.5)
-    config = PruningConfig(structure=structure, scope=scope, begin=0.0, end=1.0, frequency=1, include=("weight",))
+    kind = {"structure": structure, "criterion": "magnitude", "scope": scope}
+    config = PruningConfig(**kind, begin=0.0, end=1.0, frequency=1, include=("weight",))
     pruner = Pruner(config)
     pruner.attach(net)
     pruner.start(4)

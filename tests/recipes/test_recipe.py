@@ -197,6 +197,14 @@ def test_unlabelled_text_reaches_the_distilling_stage_alone(reviews, tmp_path, q
     assert not all(torch.equal(value, other_small[key]) for key, value in small.items())
 
 
+def test_unlabelled_text_that_no_stage_can_learn_from_is_refused(reviews, tmp_path):
+    reviews["task"]["files"]["unlabeled"] = "more.csv"
+    del reviews["stages"][-1]
+    reviews["measure"]["models"] = ["teacher", "student"]
+    with pytest.raises(ConfigError, match="unlabeled rows, and no stage"):
+        run_recipe(reviews, tmp_path / "run")
+
+
 def change(data, key, value):
     data = json.loads(json.dumps(data))
     *parents, last = key

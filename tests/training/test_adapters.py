@@ -64,7 +64,7 @@ def test_a_frozen_base_is_pruned_gradually_and_resumes(tmp_path):
     def made():
         arguments = tiny.arguments(tmp_path, save_strategy="steps", save_steps=4)
         model = get_peft_model(tiny.bert(), LORA)
-        config = PruningConfig(0.6, frequency=1)
+        config = PruningConfig(0.6, criterion="magnitude", frequency=1)
         return PruningTrainer(model, arguments, pruning=config, train_dataset=tiny.sentences())
 
     torch.manual_seed(0)

@@ -176,7 +176,7 @@ def test_the_best_checkpoint_is_one_at_the_final_sparsity(tmp_path):
     trainer = PruningTrainer(
         tiny.bert(),
         arguments,
-        pruning=PruningConfig(sparsity=0.9, criterion="magnitude", frequency=1, end=0.5),
+        pruning=PruningConfig(sparsity=0.9, scope="uniform", frequency=1, end=0.5),
         train_dataset=tiny.sentences(),
         eval_dataset=tiny.sentences(8),
         compute_metrics=lambda _: {"density": 1 - trainer.pruner.sparsity},
