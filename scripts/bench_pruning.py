@@ -24,11 +24,15 @@ from hf_compress import (
 )
 
 CRITERIA = {
-    "magnitude, one-shot": {"schedule": "constant", "begin": 0.0, "end": 0.0},
-    "magnitude": {"scope": "global"},
+    "magnitude, one-shot": {"criterion": "magnitude", "schedule": "constant", "begin": 0.0, "end": 0.0},
+    "magnitude": {"criterion": "magnitude", "scope": "global"},
+    "magnitude, uniform": {"criterion": "magnitude"},
     # As in its paper, in each weight apart: sums of gradients of different layers do not compare.
     "movement": {"criterion": "movement", "scope": "uniform", "regrow": True},
     "platon": {"criterion": "platon", "scope": "global", "regrow": True},
+    "platon, no regrowth": {"criterion": "platon", "scope": "global"},
+    "platon, uniform": {"criterion": "platon", "scope": "uniform", "regrow": True},
+    "platon, uniform, no regrowth": {"criterion": "platon", "scope": "uniform"},
     "ffn": {"structure": "ffn", "criterion": "taylor"},
     "layers": {"structure": "layers", "criterion": "taylor"},
     "torch.nn.utils.prune": {},
@@ -39,7 +43,7 @@ CRITERIA = {
 
 parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
 parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"])
-weights = [c for c in CRITERIA if c not in ("ffn", "layers")]
+weights = [c for c in CRITERIA if c not in ("ffn", "layers") and "uniform" not in c and "regrowth" not in c]
 parser.add_argument("--criteria", nargs="+", default=weights, choices=list(CRITERIA), help="default: of weights")
 HOW = [
     "alone", "distilled", "distilled, hidden states too",
@@ -48,7 +52,7 @@ HOW = [
 parser.add_argument("--distil", nargs="+", default=HOW[:2], choices=HOW, help="text needs --unlabeled")
 args = parser.parse_args()
 tokenizer, data = sst2.load(args)
-cache = str(sst2.cached(args, tokenizer, data))
+cache = str(sst2.cached(args, tokenizer, data)) if "distilled" in args.distil else ""
 texts = sst2.unlabeled(args, tokenizer)
 
 

@@ -42,7 +42,8 @@ def numbers(text):
 def unknown_numbers(card, of):
     """Return the numbers in the text of a card that no record has."""
     body = re.sub(r"```.*?```", "", card.split("---", 2)[2], flags=re.S)
-    # Names of licences, papers and base models have numbers that nobody measured.
+    # Names of cards, licences, papers and base models have numbers that nobody measured.
+    body = re.sub(r"^# .*", "", body, flags=re.M)
     body = re.sub(r"`[a-z]+-\d\.\d`|arXiv:\S+|\[[\w-]+/[\w.-]+\]\(https:\S+\)", "", body)
     known = set()
     for record in of:
