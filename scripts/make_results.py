@@ -322,6 +322,10 @@ def every_task() -> str:
     return table(["task", "data", "command", "before → after", "MB"], rows)
 
 
+# Case -> model, least accuracy, how much smaller it must be.
+TEXTBOOK_TARGETS = {"mnist": (("tenth-int8", 0.993, 10), ("twentieth-int8", 0.985, 20))}
+
+
 def other_data() -> str:
     """The textbook's cases."""
     parts = []
@@ -332,6 +336,15 @@ def other_data() -> str:
         rows = [[r.model, *(value(r, q) for q in qualities[:1]), value(r, "bytes_on_disk"),
                  value(r, "latency", batch_size=1)] for r in made]  # fmt: skip
         parts.append(f"**{name}**\n\n" + table(head, rows))
+        for model, least, times in TEXTBOOK_TARGETS.get(name, ()):
+            found_of = {r.model: {m.name: m.value for m in r.measurements} for r in made}
+            accuracy, size = found_of[model]["accuracy"], found_of[model]["bytes_on_disk"]
+            smaller = found_of[made[0].model]["bytes_on_disk"] / size
+            reached = "reached" if accuracy >= least and smaller >= times else "missed"
+            parts.append(
+                f"Target: {100 * least:g} % at {times} times smaller: {reached} by {model} ({100 * accuracy:.2f} %, "
+                f"{smaller:.1f} times smaller)."
+            )
     return "\n\n".join([*parts, link("textbook")])
 
 
