@@ -196,7 +196,7 @@ GALLERY_TARGETS = {
 # What a reader of a recipe's table must know besides.
 REMARKS = {
     **dict.fromkeys(
-        ("cifar10",),
+        ("cifar10", "fashion-mnist"),
         "`same-size` has the shape of `shrunk` and was trained on labels alone for as many steps as both of its "
         "stages; `whole-int8` is the teacher in the same 8 bits.",
     ),

@@ -128,7 +128,7 @@ def groups(weight, structure):
 
 @pytest.mark.parametrize("structure", ["unstructured", "block:4x4", "rows", "columns"])
 def test_half_of_each_weight_is_gone_in_the_saved_file(tmp_path, structure):
-    config = PruningConfig(sparsity=0.5, structure=structure, include=["body.weight", "hidden.weight"])
+    config = PruningConfig(0.5, structure, scope="uniform", include=["body.weight", "hidden.weight"])
     trainer = PruningTrainer(Network(), tiny.arguments(tmp_path), pruning=config, train_dataset=tiny.images())
     trainer.train()
     folder = trainer.save_compressed(tmp_path / "out")["model"]
@@ -154,7 +154,7 @@ def test_two_of_four_inputs_stay(tmp_path):
 
 
 def test_a_stock_trainer_prunes_by_the_callback(tmp_path):
-    callback = PruningCallback(PruningConfig(sparsity=0.75))
+    callback = PruningCallback(PruningConfig(sparsity=0.75, scope="uniform"))
     trainer = Trainer(Network(), tiny.arguments(tmp_path), train_dataset=tiny.images(), callbacks=[callback])
     trainer.train()
     assert int((trainer.model.hidden.weight == 0).sum()) == 16 * 32 * 3 // 4

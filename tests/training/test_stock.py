@@ -84,7 +84,7 @@ def test_the_callback_in_a_stock_trainer_prunes_saves_and_resumes_exactly(tmp_pa
     arguments = tiny.arguments(tmp_path, save_strategy="steps", save_steps=4)
 
     def trainer():
-        callback = PruningCallback(PruningConfig(sparsity=0.6, frequency=1))
+        callback = PruningCallback(PruningConfig(sparsity=0.6, scope="uniform", frequency=1))
         return Trainer(make(), arguments, train_dataset=rows, callbacks=[callback])
 
     whole, resumed = trainer(), trainer()
