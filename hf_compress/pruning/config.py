@@ -131,12 +131,6 @@ class PruningConfig(Options):
         """`criterion`, or what it is by default."""
         return self.criterion or ("taylor" if self.structure in REMOVABLE else "platon")
 
-    @property
-    def final_scope(self) -> str:
-        """`scope`, or what it is by default."""
-        is_comparable = self.structure == "unstructured" and self.final_criterion in ("platon", "lamp")
-        return self.scope or ("global" if is_comparable and not self.pattern_sparsity else "uniform")
-
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each invalid value."""
         yield from self._amount_problems()
@@ -166,17 +160,17 @@ class PruningConfig(Options):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 <= value < 1:
                 yield f"pattern_sparsity[{pattern!r}] must be at least 0 and below 1, found {value!r}"
-        if self.pattern_sparsity and self.final_scope != "uniform":
+        if self.pattern_sparsity and self.scope not in (None, "uniform"):
             yield f"pattern_sparsity goes with scope='uniform', found {self.scope!r}"
 
     def _structure_problems(self) -> Iterator[str]:
         group = self.n_of_m
         if group:
             yield from n_of_m_problems(group, self.sparsity)
-            if self.final_scope == "erk" or self.pattern_sparsity:
+            if self.scope == "erk" or self.pattern_sparsity:
                 yield f"structure={self.structure!r} has the same sparsity in each target: use scope='uniform'"
         if self.structure in REMOVABLE:
-            if self.final_scope != "uniform":
+            if self.scope not in (None, "uniform"):
                 yield (
                     f"scope={self.scope!r} gives layers different widths, which no config can say, so structure="
                     f"{self.structure!r} needs scope='uniform'"

@@ -41,6 +41,7 @@ class Lamp(Criterion):
     """
 
     needs_whole: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
 
     def scores(self, weight: torch.Tensor, state: Mapping[str, torch.Tensor], place: Place) -> torch.Tensor:  # noqa: D102
         squares, order = weight.detach().double().square().flatten().sort(stable=True)
@@ -204,6 +205,7 @@ class Platon(Criterion):
     beta1: float = 0.85
     beta2: float = 0.95
     running: ClassVar[tuple[str, ...]] = ("importance", "uncertainty")
+    comparable: ClassVar[bool] = True
 
     def observe_(self, weight: torch.Tensor, gradient: torch.Tensor, state: State, moment: Moment) -> None:  # noqa: D102
         for w, g, mean, spread in chunks(weight, gradient, state["importance"], state["uncertainty"]):

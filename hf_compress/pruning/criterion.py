@@ -55,6 +55,8 @@ class Criterion:
     reduction: ClassVar[str] = "mean"
     # Whether the score of an entry depends on others of its parameter.
     needs_whole: ClassVar[bool] = False
+    # Whether scores of different parameters compare, so that single weights are in one ranking unless told otherwise.
+    comparable: ClassVar[bool] = False
     # Whether a threshold decides how many go, and not a sparsity.
     decides: ClassVar[bool] = False
     # Whether the mask is made once, before the first step.

@@ -57,30 +57,29 @@ def make_plan(config: PruningConfig) -> Plan:
     """
     structure = find_structure(config.structure)
     criterion = _build(CRITERIA.get(config.final_criterion), config)
+    named = f"criterion={config.final_criterion!r}"
     problems = []
     if criterion.decides:
         if config.sparsity is not None or config.initial_sparsity:
-            problems.append(
-                f"criterion={config.final_criterion!r} decides how much goes: leave out sparsity and initial_sparsity"
-            )
-        if config.final_scope != "uniform" or config.pattern_sparsity:
-            problems.append(
-                f"criterion={config.final_criterion!r} decides by itself: leave out scope and pattern_sparsity"
-            )
+            problems.append(f"{named} decides how much goes: leave out sparsity and initial_sparsity")
+        if config.scope not in (None, "uniform") or config.pattern_sparsity:
+            problems.append(f"{named} decides by itself: leave out scope and pattern_sparsity")
         if structure.fixed_amount and not criterion.at_start:
             problems.append(
-                f"structure={config.structure!r} needs the same number in each target, and criterion="
-                f"{config.final_criterion!r} decides by itself"
+                f"structure={config.structure!r} needs the same number in each target, and {named} decides by itself"
             )
     if criterion.at_start and config.regrow:
-        problems.append(f"criterion={config.final_criterion!r} keeps the mask of the start, so regrow must be false")
+        problems.append(f"{named} keeps the mask of the start, so regrow must be false")
     if problems:
         raise ConfigError("PruningConfig: " + "; ".join(problems))
-    return Plan(config, structure, criterion, SCOPES.get(config.final_scope), CURVES.get(config.schedule))
+    is_over_all = criterion.comparable and config.structure == "unstructured" and not config.pattern_sparsity
+    scope = config.scope or ("global" if is_over_all else "uniform")
+    return Plan(config, structure, criterion, SCOPES.get(scope), CURVES.get(config.schedule))
 
 
 def _build(kind: type[Criterion], config: PruningConfig) -> Criterion:
     options = dict(config.criterion_options)
+    named = f"criterion {config.final_criterion!r}"
     if config.threshold is not None:
         options.setdefault("threshold", config.threshold)
     known = {f.name: f.default for f in dataclasses.fields(kind)}
@@ -89,17 +88,13 @@ def _build(kind: type[Criterion], config: PruningConfig) -> Criterion:
         if name not in known:
             near = did_you_mean(name, known)
             exist = f"there are: {', '.join(known)}" if known else "it has none"
-            problems.append(f"criterion {config.final_criterion!r} has no option {name!r}{near}; {exist}")
+            problems.append(f"{named} has no option {name!r}{near}; {exist}")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            problems.append(
-                f"option {name!r} of criterion {config.final_criterion!r} must be a number, found {value!r}"
-            )
+            problems.append(f"option {name!r} of {named} must be a number, found {value!r}")
         elif isinstance(known[name], int) and not isinstance(value, int):
-            problems.append(
-                f"option {name!r} of criterion {config.final_criterion!r} must be a whole number, found {value}"
-            )
+            problems.append(f"option {name!r} of {named} must be a whole number, found {value}")
         elif name.startswith(("beta", "decay")) and not 0 <= value < 1:
-            problems.append(f"option {name!r} of criterion {config.final_criterion!r} must lie in 0-1, found {value}")
+            problems.append(f"option {name!r} of {named} must lie in 0-1, found {value}")
     if problems:
         raise ConfigError("PruningConfig: " + "; ".join(problems))
     return kind(**options)

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from hf_compress.errors import ConfigError
+from hf_compress.pruning.allocation import SCOPES
 from hf_compress.pruning.config import PruningConfig
+from hf_compress.pruning.criteria import CRITERIA
 from hf_compress.pruning.pruner import Pruner
 
 
@@ -55,9 +57,9 @@ def test_sparsity_is_what_the_structure_says_unless_given():
     ],
 )
 def test_criterion_and_scope_follow_from_what_is_zeroed_unless_given(options, criterion, scope):
-    config = PruningConfig(**options)
-    assert (config.final_criterion, config.final_scope) == (criterion, scope)
-    Pruner(config)
+    plan = Pruner(PruningConfig(**options)).plan
+    assert isinstance(plan.criterion, CRITERIA.get(criterion))
+    assert plan.allocate is SCOPES.get(scope)
 
 
 RISE = {"criterion": "magnitude", "begin": 0.0, "end": 1.0, "frequency": 1, "schedule": "linear"}
