@@ -81,6 +81,29 @@ def load_rows(task: TaskConfig, columns: Sequence[str]) -> Splits:
     return Splits(splits, (), source_of(task))
 
 
+def pick_split(loaded: Any, task: TaskConfig, name: str, needed: bool = False) -> Any:
+    """Return the split that `task` takes as `name`; None if there is none and it was neither named nor needed.
+
+    Args:
+        loaded: all splits of the dataset.
+        task: which split is which.
+        name: train, validation, test or unlabeled.
+        needed: whether it must be there also if the task does not name it.
+
+    Raises:
+        DataError: with the splits that there are, and the near name.
+    """
+    chosen = task.splits.get(name, name)
+    if chosen in loaded:
+        return loaded[chosen]
+    if needed or name in task.splits:
+        raise DataError(
+            f"the dataset has no split {chosen!r}{did_you_mean(chosen, loaded)}; it has {', '.join(loaded)}. "
+            f"Name the one to use as {name} in task.splits.{name}"
+        )
+    return None
+
+
 def require_columns(rows: Any, columns: Sequence[str], split: str) -> None:
     """Raise unless a split has all `columns`.
 
@@ -145,12 +168,7 @@ def load_unlabeled(task: TaskConfig, columns: Sequence[str]) -> Any:
     if _UNLABELED in task.files:
         rows = _load(task, {_UNLABELED: task.files[_UNLABELED]})[_UNLABELED]
     elif _UNLABELED in task.splits:
-        loaded, name = load_raw(task), task.splits[_UNLABELED]
-        if name not in loaded:
-            raise DataError(
-                f"the dataset has no split {name!r}{did_you_mean(name, loaded)}; it has {', '.join(loaded)}"
-            )
-        rows = loaded[name]
+        rows = pick_split(load_raw(task), task, _UNLABELED)
     else:
         return None
     require_columns(rows, columns, _UNLABELED)
@@ -189,14 +207,9 @@ def _file_kind(files: Mapping[str, Any]) -> str:
 
 
 def _assign(loaded: Any, task: TaskConfig) -> dict[str, Any]:
+    found = {name: pick_split(loaded, task, name, needed=name != "validation") for name in SPLITS}
+    splits = {name: rows for name, rows in found.items() if rows is not None}
     chosen = {name: task.splits.get(name, name) for name in SPLITS}
-    for name in ("train", "test"):
-        if chosen[name] not in loaded:
-            raise DataError(
-                f"the dataset has no split {chosen[name]!r}{did_you_mean(chosen[name], loaded)}; it has "
-                f"{', '.join(loaded)}. Name the one to use as {name} in task.splits.{name}"
-            )
-    splits = {name: loaded[chosen[name]] for name in SPLITS if chosen[name] in loaded}
     taken = chosen["validation"] == chosen["test"] or "validation" not in splits
     if taken and len(splits["train"]) > 1:
         # Choices are never made on the split that is reported.

@@ -56,9 +56,16 @@ class ScriptOptions:
     unlabeled_file: str | None = field(
         default=None, metadata={"help": "text-classification: further text to learn from the teacher on"}
     )
-    train_split: str = field(default="train", metadata={"help": "split of DATASET to train on"})
-    validation_split: str = field(default="validation", metadata={"help": "split of DATASET looked at in training"})
-    test_split: str = field(default="test", metadata={"help": "split of DATASET that the results are reported on"})
+    train_split: str | None = field(default=None, metadata={"help": "split of DATASET to train on; default: train"})
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "split of DATASET looked at in training; default: validation, or a tenth of the training rows"
+        },
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "split of DATASET that the results are reported on; default: test"}
+    )
     max_samples: int | None = field(default=None, metadata={"help": "use at most so many samples of each split"})
     compression: str | None = field(
         default=None, metadata={"help": "YAML or JSON of a CompressionConfig; the options below override it"}
@@ -111,7 +118,7 @@ class ScriptOptions:
             dataset_config=self.dataset_config,
             revision=self.revision,
             files=files,
-            splits={} if files else splits,
+            splits={name: split for name, split in splits.items() if split is not None},
             max_samples=self.max_samples,
             **options,
         )

@@ -11,7 +11,7 @@ import torch
 
 from hf_compress.errors import DataError
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.data import SPLITS, Splits, load_raw, require_columns, source_of
+from hf_compress.recipes.data import SPLITS, Splits, load_raw, pick_split, require_columns, source_of
 from hf_compress.recipes.folds import fold_of_texts
 
 _CHUNK = 1000
@@ -24,21 +24,19 @@ def load_texts(task: TaskConfig) -> Splits:
         DataError: if a split or column is missing or empty.
     """
     loaded = load_raw(task)
-    if task.splits.get("train", "train") not in loaded:
-        raise DataError(f"the dataset has no split {task.splits.get('train', 'train')!r}; it has {', '.join(loaded)}")
     column = (task.text_columns or ("text",))[0]
     rows: dict[str, Any] = {}
     for name in SPLITS:
-        chosen = task.splits.get(name, name)
-        if chosen not in loaded:
+        found = pick_split(loaded, task, name, needed=name == "train")
+        if found is None:
             continue
-        require_columns(loaded[chosen], (column,), name)
+        require_columns(found, (column,), name)
         # A file of lines lost its line ends in loading.
         is_lines = any(str(f).endswith(".txt") for f in task.files.values())
-        odd = [text for text in loaded[chosen][column] if not isinstance(text, str)]
+        odd = [text for text in found[column] if not isinstance(text, str)]
         if odd:
             raise DataError(f"column {column!r} of the {name} split must hold text, found {odd[0]!r}")
-        rows[name] = [f"{text}\n" if is_lines else text for text in loaded[chosen][column]]
+        rows[name] = [f"{text}\n" if is_lines else text for text in found[column]]
     for name in ("test", "validation"):
         if name not in rows:
             cut = len(rows["train"]) - max(1, len(rows["train"]) // 10)

@@ -61,3 +61,13 @@ def test_a_column_of_numbers_is_no_text(tmp_path):
     files = written(tmp_path, [("1", "0"), ("2", "1")])
     with pytest.raises(DataError, match="text"):
         load_texts(TaskConfig(type="causal-language-modeling", files={"train": files["train"]}))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("kind", "load"), [("text-classification", load_splits), ("causal-language-modeling", load_texts)]
+)
+def test_a_split_that_was_named_and_is_not_there_is_refused_with_the_near_name(split, kind, load, tmp_path):
+    files = written(tmp_path, [("one", "0"), ("two", "1")])
+    with pytest.raises(DataError, match=f"no split 'tra1n' .did you mean 'train'.*task.splits.{split}"):
+        load(TaskConfig(type=kind, files=files, splits={split: "tra1n"}))
