@@ -163,6 +163,7 @@ class PruningCallback(RestoreWeights):
         if self._guard is not None:
             self._guard.check(args, state, model)
         self.pruner.check()
+        self.pruner.store.release()
         if not self.pruner.is_final(state.global_step):
             logger.warning(
                 "training stopped at step %d of %d, at sparsity %.4f, before the last mask; resume it to finish",

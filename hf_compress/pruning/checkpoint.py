@@ -140,7 +140,7 @@ def _take_over(pruner: Pruner, whole: Mapping[str, torch.Tensor], state: Mapping
             values[~mask] = state[f"shadow.{name}"]
             pruner.store.restore(name, scatter(values, parameter).to(parameter.device))
         elif isinstance(pruner.store, Zeros):
-            pruner.store.masks[name] = scatter(mask, parameter).to(parameter.device)
+            pruner.store.restore(name, scatter(mask, parameter).to(parameter.device))
     pruner.recount()
 
 

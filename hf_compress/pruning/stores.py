@@ -5,10 +5,12 @@ Level: state. Both stores keep the masked entries of plain parameters at zero; m
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from hf_compress.errors import SparsityError
 from hf_compress.pruning.shards import local
@@ -36,9 +38,16 @@ class Store(Protocol):
         """Return the bool mask of a parameter: True where it stays."""
         ...
 
+    def release(self) -> None:
+        """Let go of the parameters when training is over."""
+        ...
+
 
 class Zeros:
-    """One bool a weight: what is masked is gone.
+    """One bool a weight: what is masked is gone, and its gradient too.
+
+    A channel without weights has no variance, and batch normalisation multiplies the gradients of such weights by
+    hundreds: left in, they would decide how far clipping scales down those of the weights that stay.
 
     Args:
         parameters: by full name.
@@ -47,11 +56,30 @@ class Zeros:
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.parameters = parameters
         self.masks: dict[str, torch.Tensor] = {}
+        self._hooks: dict[str, RemovableHandle] = {}
 
     def assign(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take over `masks` and zero."""
-        self.masks = dict(masks)
+        for name, mask in masks.items():
+            self.restore(name, mask)
         self.after_step()
+
+    def restore(self, name: str, mask: torch.Tensor) -> None:
+        """Take over the mask of a parameter that is already zero where it is masked."""
+        self.masks[name] = mask
+        if name not in self._hooks and self.parameters[name].requires_grad:
+            self._hooks[name] = self._hook(name)
+
+    def _hook(self, name: str) -> RemovableHandle:
+        # A run that was broken off leaves its hooks; they must neither keep its masks alive nor do anything.
+        found = weakref.ref(self)
+
+        def zero_gradient(parameter: torch.Tensor) -> None:
+            store = found()
+            if store is not None and parameter.grad is not None:
+                multiply_([local(parameter.grad)], [store.masks[name]])
+
+        return self.parameters[name].register_post_accumulate_grad_hook(zero_gradient)
 
     def before_step(self) -> None:
         """Leave the zeros where they are."""
@@ -63,6 +91,12 @@ class Zeros:
     def mask(self, name: str) -> torch.Tensor:
         """Return the mask itself."""
         return self.masks[name]
+
+    def release(self) -> None:
+        """Leave gradients alone from now on."""
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks = {}
 
 
 class Shadows:
@@ -115,6 +149,9 @@ class Shadows:
     def mask(self, name: str) -> torch.Tensor:
         """Return a new bool tensor."""
         return self.values[name].isnan()
+
+    def release(self) -> None:
+        """Do nothing: gradients of masked entries count, and no parameter knows of this."""
 
     def _chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for name, value in self.values.items():

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from torch.nn.utils import prune
 from transformers import Trainer
 
 from hf_compress import (
@@ -96,3 +97,28 @@ def test_the_callback_in_a_stock_trainer_prunes_saves_and_resumes_exactly(tmp_pa
     assert int((weight == 0).sum()) == round(0.6 * weight.numel()), name
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("mode", ["one run", "resumed"])
+def test_weights_that_are_gone_have_no_say_in_clipping(tmp_path, mode):
+    dense, model = tiny.bert(), tiny.bert()
+    at_once = PruningConfig(sparsity=0.9, criterion="magnitude", scope="uniform", schedule="constant", begin=0, end=0)
+    options = {"max_grad_norm": 1e-2, "save_strategy": "steps", "save_steps": 2}
+
+    def trained(trainer_class, model, folder, **pruning):
+        arguments = tiny.arguments(tmp_path / folder, **options)
+        return trainer_class(model, arguments, train_dataset=tiny.sentences(), **pruning)
+
+    ours = trained(PruningTrainer, model, "ours", pruning=at_once)
+    ours.train()
+    if mode == "resumed":
+        again = trained(PruningTrainer, tiny.bert(seed=1), "ours", pruning=at_once)
+        again.train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-2"))
+        model = again.model
+    masks = {name.removesuffix(".weight"): mask for name, mask in ours.pruner.masks.items()}
+    for name, mask in masks.items():
+        prune.custom_from_mask(dense.get_submodule(name), "weight", mask)
+    trained(Trainer, dense, "torch").train()
+    for name, mask in masks.items():
+        assert torch.equal(dense.get_submodule(name).weight_orig * mask, model.get_submodule(name).weight), name
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
