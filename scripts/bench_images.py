@@ -172,8 +172,6 @@ args = parser.parse_args()
 torch.set_num_threads(1)
 data = load_dataset("parquet", data_files={s: str(args.data / f"{s}.parquet") for s in ("train", "test")})
 images = data["train"].train_test_split(HELD_OUT, seed=0)
-training, scored = (
-    Images(images["train"], moved=True),
-    Images(data["test"] if args.test else images["test"], moved=False),
-)
+training = Images(images["train"], moved=True)
+scored = Images(data["test"] if args.test else images["test"], moved=False)
 sst2.table(args, ["dense", *args.cases], run, leave_out=("data", "work", "output", "cases"))

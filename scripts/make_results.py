@@ -25,12 +25,10 @@ different speed, some beside other jobs. "D" is the dense model; behind a number
 
 The targets are our own, set before the runs from the papers and from what careful users of other packages get. A
 target that was missed says so.
+
+What was trained with single weights at zero was trained before the gradients of these weights were kept out of
+clipping (`max_grad_norm`), but for what stands under "Small networks on Fashion-MNIST", which shows what that changes.
 """
-# Of records of gradual pruning whose models were trained earlier.
-BEFORE = (
-    "Gradual pruning was run before the gradients of weights that are gone were kept out of clipping "
-    "(`max_grad_norm`); what that changes is seen under images, here it was not run again."
-)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -130,11 +128,7 @@ def single_weights() -> str:
         parts.append(f"{content['settings']['steps']:,} steps of 32 sentences; D = {dense} %:")
         parts.append(lost_table(name, "sparsity, criterion, teacher", targets))
     return "\n\n".join(
-        [
-            f"Single weights of MiniLM's encoder. {BEFORE}",
-            *parts,
-            link("pruning_sst2", "pruning_sst2_long", "scores_sst2"),
-        ]
+        ["Single weights of MiniLM's encoder.", *parts, link("pruning_sst2", "pruning_sst2_long", "scores_sst2")]
     )
 
 
@@ -144,7 +138,7 @@ def defaults() -> str:
     return "\n\n".join([
         "What `PruningConfig` does unless told otherwise was chosen by these, on data put aside for choices. Single "
         "weights are ranked by PLATON over all targets (`platon, global`; on MiniLM `platon, no regrowth`), units by "
-        f"Taylor. {BEFORE} A vision transformer of 0.2 M parameters on scikit-learn's digits, without a teacher:",
+        "Taylor. A vision transformer of 0.2 M parameters on scikit-learn's digits, pruned without a teacher:",
         runs_table("defaults_digits", 100, head="accuracy, %"),
         f"MiniLM's encoder on SST-2, {sst2['settings']['steps']} steps, a short run, without a teacher, on 2,000 "
         "training phrases put aside:",
@@ -369,7 +363,7 @@ def fashion() -> str:
         zeros.append([*case.split(" | "), percent(runs[case]), f"{lost:+.2f}", target])
     earlier = ", ".join(f"{percent(v)} at {c.split(' | ')[0]}" for c, v in content["before"].items())
     return "\n\n".join([
-        f"13,500 training images, scored on the 5,000 of the test set. A convolutional module of 279 thousand "
+        "13,500 training images, scored on the 5,000 of the test set. A convolutional module of 279 thousand "
         f"parameters, {settings['epochs']} epochs, has {percent(dense)} %. Smaller ones learn for "
         f"{settings['student_epochs']} epochs, from labels alone or from that one too; `small` is "
         "such a module of 40 thousand parameters:",

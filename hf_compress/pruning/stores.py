@@ -60,6 +60,7 @@ class Zeros:
 
     def assign(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take over `masks` and zero."""
+        self.masks = {}
         for name, mask in masks.items():
             self.restore(name, mask)
         self.after_step()
@@ -71,12 +72,12 @@ class Zeros:
             self._hooks[name] = self._hook(name)
 
     def _hook(self, name: str) -> RemovableHandle:
-        # A run that was broken off leaves its hooks; they must neither keep its masks alive nor do anything.
+        # A run that was broken off leaves its hooks; without its store they keep no mask alive and do nothing.
         found = weakref.ref(self)
 
         def zero_gradient(parameter: torch.Tensor) -> None:
             store = found()
-            if store is not None and parameter.grad is not None:
+            if store is not None and parameter.grad is not None and name in store.masks:
                 multiply_([local(parameter.grad)], [store.masks[name]])
 
         return self.parameters[name].register_post_accumulate_grad_hook(zero_gradient)
