@@ -3,9 +3,9 @@
     python scripts/bench_images.py --data fashion_mnist --work models --output results.json [--test]
 A plain convolutional module is the teacher. Smaller ones and a vision transformer learn from it, each beside the same
 trained on labels alone for as many steps on as many shifted and mirrored images; and its own weights are zeroed, by
-the Trainer with itself as teacher or by torch.nn.utils.prune and the stock Trainer, for as many steps. "int8" is ONNX
-Runtime's, static, without training. Scores are on 1,500 training images put aside; with --test on the test set. Each
-finished run is kept in the output, the teachers in `--work`.
+the Trainer, alone or with itself as teacher, or by torch.nn.utils.prune and the stock Trainer, for as many steps.
+"int8" is ONNX Runtime's, static, without training. Scores are on 1,500 training images put aside; with --test on the
+test set. Each finished run is kept in the output, the teachers in `--work`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STUDENTS = {"small": (12, 24, 24, 48, 48), "vit": None}
 SPARSITIES = (0.9, 0.95, 0.98)
 CASES = [
     *(f"{s} | {how}" for s in STUDENTS for how in LEARNT),
-    *(f"{s} | {how}" for s in SPARSITIES for how in ("torch.nn.utils.prune", "distilled")),
+    *(f"{s} | {how}" for s in SPARSITIES for how in ("torch.nn.utils.prune", "alone", "distilled")),
     "0.75 | distilled", "0.75 | distilled, int8",
 ]  # fmt: skip
 
@@ -141,8 +141,8 @@ def run(case, seed):
         matrices = [(m, "weight") for m in model.body if isinstance(m, nn.Conv2d)]
         prune.global_unstructured(matrices, prune.L1Unstructured, amount=float(name))
         return accuracy(train(model, seed, args.pruning_epochs, 1e-3, trainer_class=Trainer))
-    model = pruned(float(name), seed)
-    if how == "distilled":
+    model = pruned(float(name), seed, how != "alone")
+    if "int8" not in how:
         return accuracy(model)
     with tempfile.TemporaryDirectory() as folder:
         samples = [{"pixel_values": training.pixels[i : i + 50]} for i in range(0, 500, 50)]
@@ -150,12 +150,13 @@ def run(case, seed):
 
 
 @cache
-def pruned(sparsity, seed):
-    """Return the teacher with fewer weights, trained with itself as it was."""
+def pruned(sparsity, seed, distilled):
+    """Return the teacher with fewer weights, trained on labels alone or with itself as it was."""
     teacher = dense(seed)
-    compression = CompressionConfig(TERMS, PruningConfig(sparsity))
+    compression = CompressionConfig(TERMS if distilled else None, PruningConfig(sparsity))
     model = copy.deepcopy(teacher).train()
-    return train(model, seed, args.pruning_epochs, 1e-3, compression=compression, teacher=teacher)
+    learnt = {"teacher": teacher} if distilled else {}
+    return train(model, seed, args.pruning_epochs, 1e-3, compression=compression, **learnt)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -6,6 +6,8 @@ Level: glue. The callback itself holds no state: everything is a function of the
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,16 @@ class PruningCallback(RestoreWeights):
                 state.max_steps,
                 self.pruner.sparsity,
             )
+
+
+@contextmanager
+def released(pruner: Pruner | None) -> Iterator[None]:
+    """Leave gradients of zeroed weights alone again when the block ends, also where training was broken off."""
+    try:
+        yield
+    finally:
+        if pruner is not None:
+            pruner.store.release()
 
 
 def refuse_sharding(args: TrainingArguments) -> None:

@@ -17,7 +17,7 @@ from hf_compress.config import CompressionConfig
 from hf_compress.distillation.alignment import alignment_of
 from hf_compress.distillation.ensemble import TeacherEnsemble, TeacherSource, make_objective
 from hf_compress.output import full_disk_explained
-from hf_compress.pruning.callback import PruningCallback, refuse_sharding
+from hf_compress.pruning.callback import PruningCallback, refuse_sharding, released
 from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
 from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
@@ -215,10 +215,11 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             self._restore.resume_folder = found
             # With none, the Trainer's own message.
             resume_from_checkpoint = True if found is None else str(found)
-        with full_disk_explained(
+        full_disk = full_disk_explained(
             f"{self.args.output_dir} holds the checkpoints that were whole before; free some space or set "
             "save_total_limit, and train with resume_from_checkpoint=True"
-        ):
+        )
+        with full_disk, released(self.pruner):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

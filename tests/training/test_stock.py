@@ -1,12 +1,13 @@
 """What equals the stock Trainer."""
 
+import copy
 import json
 
 import pytest
 import tiny
 import torch
 from torch.nn.utils import prune
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from hf_compress import (
     CompressionConfig,
@@ -122,3 +123,25 @@ def test_weights_that_are_gone_have_no_say_in_clipping(tmp_path, mode):
     for name, mask in masks.items():
         assert torch.equal(dense.get_submodule(name).weight_orig * mask, model.get_submodule(name).weight), name
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_after_a_run_that_was_broken_off_gradients_are_those_of_the_plain_model(tmp_path):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    at_once = PruningConfig(sparsity=0.5, criterion="magnitude", schedule="constant", begin=0, end=0)
+    trainer = PruningTrainer(
+        tiny.bert(), tiny.arguments(tmp_path), train_dataset=tiny.sentences(), pruning=at_once, callbacks=[Interrupt()]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    plain = copy.deepcopy(trainer.model).eval()
+    for model in (plain, trainer.model.eval()):
+        model.zero_grad()
+        model(input_ids=torch.arange(1, 9)[None], labels=torch.tensor([1])).loss.backward()
+    assert trainer.pruner.masks
+    for name, mask in trainer.pruner.masks.items():
+        gradient = trainer.model.get_parameter(name).grad
+        assert torch.count_nonzero(gradient[~mask]), name
+        assert torch.equal(gradient, plain.get_parameter(name).grad)
