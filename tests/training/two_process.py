@@ -1,7 +1,7 @@
 """Training runs one after another, alone or under torchrun: two_process.py OUTPUT BATCH_SIZE WHAT[/MODE]...
 
-WHAT: STRUCTURE,CRITERION[,regrow]. MODE: alone, fsdp or resume; without one there is a teacher too. Each WHAT has a
-folder of its own in OUTPUT.
+WHAT: STRUCTURE,CRITERION[,regrow or frozen], frozen but for what is pruned. MODE: alone, fsdp or resume; without one
+there is a teacher too. Each WHAT has a folder of its own in OUTPUT.
 """
 
 import os
@@ -35,9 +35,9 @@ def main(output: str, batch_size: str, *whats: str) -> None:
 
 
 def train(output: str, batch_size: str, what: str, mode: str) -> CompressionTrainer:
-    structure, criterion, *regrow = what.split(",")
+    structure, criterion, *more = what.split(",")
     make, rows = (tiny.bert, tiny.sentences()) if structure in ("ffn", "hidden") else (tiny.bert_tokens, tiny.tagged())
-    options = {"criterion": criterion, "regrow": bool(regrow), "frequency": 2}
+    options = {"criterion": criterion, "regrow": "regrow" in more, "frequency": 2}
     is_sharded = mode in ("fsdp", "resume")
     distils = not mode
     arguments = tiny.arguments(
@@ -55,8 +55,12 @@ def train(output: str, batch_size: str, what: str, mode: str) -> CompressionTrai
     )
     if is_sharded:
         shard_on_cpu(arguments)
+    model = make(0)
+    if "frozen" in more:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".layer." in name and parameter.ndim == 2)
     trainer = CompressionTrainer(
-        make(0),
+        model,
         arguments,
         compression=CompressionConfig(
             DistillationConfig() if distils else None,
