@@ -29,7 +29,12 @@ from hf_compress.recipes.stages import fast_arguments
 
 HELD_OUT = 1500
 LEARNT = ("labels", "distilled")
-TERMS = DistillationConfig(temperature=4.0, task_weight=0.1, logit_weight=0.9)
+# The default and two others, to choose it by.
+TERMS = {
+    "distilled": DistillationConfig(),
+    "distilled at T 1": DistillationConfig(temperature=1.0),
+    "distilled at T 4, 0.9": DistillationConfig(temperature=4.0, task_weight=0.1, logit_weight=0.9),
+}
 STUDENTS = {"small": (12, 24, 24, 48, 48), "vit": None}
 SPARSITIES = (0.9, 0.95, 0.98)
 CASES = [
@@ -37,6 +42,7 @@ CASES = [
     *(f"{s} | {how}" for s in SPARSITIES for how in ("torch.nn.utils.prune", "alone", "distilled")),
     "0.75 | distilled", "0.75 | distilled, int8",
 ]  # fmt: skip
+CHOICES = [f"{name} | {how}" for name in ("small", 0.95) for how in TERMS if how != "distilled"]
 
 
 class Network(nn.Module):
@@ -134,14 +140,14 @@ def run(case, seed):
     name, how = case.split(" | ")
     set_seed(seed)
     if name in STUDENTS:
-        learnt = {"compression": CompressionConfig(TERMS), "teacher": teacher} if how == "distilled" else {}
+        learnt = {"compression": CompressionConfig(TERMS[how]), "teacher": teacher} if how in TERMS else {}
         return accuracy(train(untrained(name), seed, args.student_epochs, 2e-3, **learnt))
     if how == "torch.nn.utils.prune":
         model = copy.deepcopy(teacher).train()
         matrices = [(m, "weight") for m in model.body if isinstance(m, nn.Conv2d)]
         prune.global_unstructured(matrices, prune.L1Unstructured, amount=float(name))
         return accuracy(train(model, seed, args.pruning_epochs, 1e-3, trainer_class=Trainer))
-    model = pruned(float(name), seed, how != "alone")
+    model = pruned(float(name), seed, how.removesuffix(", int8"))
     if "int8" not in how:
         return accuracy(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,12 +156,12 @@ def run(case, seed):
 
 
 @cache
-def pruned(sparsity, seed, distilled):
+def pruned(sparsity, seed, how):
     """Return the teacher with fewer weights, trained on labels alone or with itself as it was."""
     teacher = dense(seed)
-    compression = CompressionConfig(TERMS if distilled else None, PruningConfig(sparsity))
+    compression = CompressionConfig(TERMS.get(how), PruningConfig(sparsity))
     model = copy.deepcopy(teacher).train()
-    learnt = {"teacher": teacher} if distilled else {}
+    learnt = {"teacher": teacher} if how in TERMS else {}
     return train(model, seed, args.pruning_epochs, 1e-3, compression=compression, **learnt)
 
 
@@ -164,7 +170,7 @@ parser.add_argument("--data", type=Path, required=True, help="folder with train.
 parser.add_argument("--work", type=Path, required=True, help="folder for the teachers")
 parser.add_argument("--output", type=Path, required=True)
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+parser.add_argument("--cases", nargs="+", default=CASES, choices=[*CASES, *CHOICES])
 parser.add_argument("--epochs", type=int, default=30, help="of the teacher")
 parser.add_argument("--student-epochs", type=int, default=20)
 parser.add_argument("--pruning-epochs", type=int, default=5)
