@@ -141,9 +141,10 @@ def beside_torch() -> str:
     """The default of gradual pruning and torch's own."""
     content = load("pruning_sst2_torch")
     return (
-        f"Beside torch.nn.utils.prune (the largest of all layers stay, at once, in the stock Trainer), as many steps, "
-        f"no teacher, from another dense model; D = {percent(content['runs']['dense'])} %. `platon, no regrowth` is "
-        "the Trainer's default:\n\n" + lost_table("pruning_sst2_torch", "sparsity, criterion, teacher", {})
+        "Beside torch.nn.utils.prune (the largest of all layers stay, at once, in the stock Trainer), "
+        f"{content['settings']['steps']:,} steps each, no teacher, from the dense model's second stage; D = "
+        f"{percent(content['runs']['dense'])} %. `platon, no regrowth` is the Trainer's default:\n\n"
+        + lost_table("pruning_sst2_torch", "sparsity, criterion, teacher", {})
     )
 
 
@@ -171,7 +172,8 @@ def dense_model() -> str:
     missed = 100 * (content["target"] - best)
     return "\n\n".join([
         "all-MiniLM-L6-v2 fine-tuned, one command and seed on three machines, whose threads and kernels add up in "
-        "another order; the tables below start from the first two of them. The second stage starts from the third:",
+        "another order; the tables below start from the first two of them, the one beside torch.nn.utils.prune from "
+        "the second stage. That stage starts from the third:",
         table(["stage", "data", "accuracy, %"], rows),
         f"Target {100 * content['target']:g} %: missed by {missed:.2f}.",
         link("dense_sst2"),

@@ -72,7 +72,7 @@ class Zeros:
             self._hooks[name] = self._hook(name)
 
     def _hook(self, name: str) -> RemovableHandle:
-        # A run that was broken off leaves its hooks; without its store they keep no mask alive and do nothing.
+        # A stock Trainer that was broken off leaves its hooks; without their store they hold no mask and do nothing.
         found = weakref.ref(self)
 
         def zero_gradient(parameter: torch.Tensor) -> None:
