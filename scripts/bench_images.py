@@ -25,6 +25,7 @@ from torch.nn.utils import prune
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_compress import CompressionConfig, CompressionTrainer, DistillationConfig, PruningConfig, export
+from hf_compress.measurement.exported import ExportedModule
 from hf_compress.recipes.stages import fast_arguments
 
 HELD_OUT = 1500
@@ -152,7 +153,8 @@ def run(case, seed):
         return accuracy(model)
     with tempfile.TemporaryDirectory() as folder:
         samples = [{"pixel_values": training.pixels[i : i + 50]} for i in range(0, 500, 50)]
-        return accuracy(export(model, "onnx", Path(folder) / "int8", quantization="static", batches=samples))
+        exported = export(model, "onnx", Path(folder) / "int8", quantization="static", batches=samples)
+        return accuracy(ExportedModule(exported))
 
 
 @cache
