@@ -6,7 +6,7 @@ Level: state. Legality is settled before anything is built; the input is never c
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,8 +216,22 @@ def _copy_buffers(model: nn.Module, shrunk: nn.Module, plan: Plan) -> None:
             for cuts in pieces.get(beside, {}).values():
                 index = kept_index(cuts, len(source))
                 source = source[index.to(source.device)] if len(index) == len(buffer) else source
-        if source.shape == buffer.shape:
-            buffer.data = source.detach().clone()
+        else:
+            source = _cut_buffer(source, buffer.shape, plan)
+        if source.shape != buffer.shape:
+            raise ArchitectureError(
+                f"expected the smaller {type(model).__name__} to keep {name} whole, found another shape there, "
+                f"{tuple(buffer.shape)}, and nothing says which entries stay; keep another number of units"
+            )
+        buffer.data = source.detach().clone()
+
+
+def _cut_buffer(buffer: torch.Tensor, shape: Sequence[int], plan: Plan) -> torch.Tensor:
+    """Return the entries of the units that stay where only one dimension and one kind of unit can be meant."""
+    differing = [d for d, (old, new) in enumerate(zip(buffer.shape, shape, strict=False)) if old != new]
+    sizes = [(buffer.shape[d], shape[d]) for d in differing]
+    fitting = [units for group, units in plan.units.items() if sizes == [(group.count, len(units))]]
+    return buffer.index_select(differing[0], fitting[0].to(buffer.device)) if len(fitting) == 1 else buffer
 
 
 _Cuts = dict[int, list[tuple[AxisSlice, torch.Tensor, int]]]

@@ -67,9 +67,16 @@ def shrink_vocabulary(
     kept = sorted(i for i in closed(tokenizer, frequent) | set(_named_ids(model)) if i < axis.size)
     new_ids = {old: new for new, old in enumerate(kept)}
     group = UnitGroup(0, "vocabulary", axis.size, axis.slices, axis.field)
-    smaller = cut_units(model, {group: torch.tensor(kept)}, {axis.field: len(kept)})
-    for config in _configs(smaller):
-        _renumber(config, new_ids)
+    # The config that the smaller model is built with names tokens by their new numbers: one of them may be padding.
+    fields = {
+        f"{path}{name}": _renumbered(value, new_ids)
+        for path, config in _configs(model.config)
+        for name, value in _fields(config)
+    }
+    smaller = cut_units(model, {group: torch.tensor(kept)}, {**fields, axis.field: len(kept)})
+    generation = getattr(smaller, "generation_config", None)
+    for name, value in list(_fields(generation)):
+        setattr(generation, name, _renumbered(value, new_ids))
     if verify:
         _check(model, smaller, kept)
     return SmallerVocabulary(smaller, cut_tokenizer(tokenizer, new_ids), kept)
@@ -85,24 +92,23 @@ def _axis(model: Any) -> Axis:
     return axes[0]
 
 
-def _configs(model: Any) -> Iterator[Any]:
-    """Yield the configs that name tokens: of the model, of its parts, of generation."""
-    waiting = [model.config, getattr(model, "generation_config", None)]
-    while waiting:
-        config = waiting.pop()
-        if config is not None:
-            yield config
-            waiting += [v for v in vars(config).values() if hasattr(v, "model_type") and hasattr(v, "to_dict")]
+def _configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a config and those of its parts, each with what stands before its fields."""
+    yield path, config
+    for name, value in vars(config).items():
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield from _configs(value, f"{path}{name}.")
 
 
 def _fields(config: Any) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(config).items():
+    """Yield the fields that name tokens; none of what is no config."""
+    for name, value in vars(config).items() if config is not None else ():
         if value is not None and (re.search(r"token_ids?$", name) or name in _MORE_IDS):
             yield name, value
 
 
 def _named_ids(model: Any) -> Iterator[int]:
-    for config in _configs(model):
+    for config in [*(c for _, c in _configs(model.config)), getattr(model, "generation_config", None)]:
         for _, value in _fields(config):
             yield from _flat(value)
 
@@ -115,14 +121,10 @@ def _flat(value: Any) -> Iterator[int]:
         yield value
 
 
-def _renumber(config: Any, new_ids: Mapping[int, int]) -> None:
-    def changed(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return type(value)(changed(inner) for inner in value)
-        return new_ids.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    for name, value in list(_fields(config)):
-        setattr(config, name, changed(value))
+def _renumbered(value: Any, new_ids: Mapping[int, int]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_renumbered(inner, new_ids) for inner in value)
+    return new_ids.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _check(model: Any, smaller: Any, kept: list[int]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.decoder import without_labels
 from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError, UnsupportedError
 from hf_compress.imports import is_available, require
@@ -75,7 +76,7 @@ def export(
     kind = _checked(format, quantization, batches)
     output = free_folder(output)
     source = _source(model)
-    samples = [{n: t for n, t in batch.items() if n != "labels"} for batch in batches]
+    samples = [without_labels(source, batch) for batch in batches]
     with whole_folder(output) as part:
         # NNCF prints its progress to where results are printed.
         with evaluating(source), contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):

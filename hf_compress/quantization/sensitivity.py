@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.decoder import without_labels
 from hf_compress.architecture.modes import evaluating
 from hf_compress.errors import DataError, QuantizationError
 from hf_compress.quantization.api import layers_by_fit
@@ -142,7 +143,7 @@ def _divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def predictions(model: Any, batch: Batch) -> Iterator[torch.Tensor]:
     """Yield what the model predicts, (predictions, outputs), without those of padding."""
     device = next(model.parameters()).device
-    inputs = {n: t.to(device) for n, t in batch.items() if n != "labels"}
+    inputs = {name: value.to(device) for name, value in without_labels(model, batch).items()}
     found = [t for n, t in model(**inputs).items() if n.endswith("logits")]
     if not found:
         raise QuantizationError(f"{type(model).__name__} has no logits to compare; take a model with a head")

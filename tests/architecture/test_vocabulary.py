@@ -12,6 +12,7 @@ WORDS = "the cat sat on a mat while seventeen unhappy dogs were running quickly 
 CORPUS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))] * 3
 KNOWN = ["the cat sat on the mat", "unhappy dogs were running"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+PARTS = {"layers": 2, "ffn_dim": 32, "attention_heads": 2}
 
 
 def wordpiece():
@@ -66,11 +67,35 @@ def t5(size):
     )
 
 
+def padded_at_the_end():
+    made = wordpiece()
+    made.add_special_tokens({"pad_token": "<|pad|>"})
+    return made
+
+
+def modernbert(size):
+    # The number of its padding is beyond the vocabulary that is left.
+    ids = {"pad_token_id": size - 1, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    return t.ModernBertForSequenceClassification(
+        t.ModernBertConfig(vocab_size=size, max_position_embeddings=40, **SIZES, **ids)
+    )
+
+
+def marian(size):
+    sizes = {f"{part}_{field}": n for part in ("encoder", "decoder") for field, n in PARTS.items()}
+    last = {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": 3, "forced_eos_token_id": 3}
+    made = t.MarianMTModel(t.MarianConfig(vocab_size=size, d_model=16, max_position_embeddings=40, **sizes, **last))
+    made.final_logits_bias.normal_()
+    return made
+
+
 CASES = {
     "wordpiece": (wordpiece, bert),
     "byte-level bpe, tied": (byte_level, gpt2),
     "byte-level bpe, padded": (byte_level, llama),
     "unigram": (unigram, t5),
+    "padding at the end": (padded_at_the_end, modernbert),
+    "padding at the end, biased": (padded_at_the_end, marian),
 }
 
 
@@ -99,6 +124,7 @@ def test_known_text_has_the_same_tokens_and_outputs_after_saving(name, tmp_path)
     again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+    assert found.model.get_input_embeddings().padding_idx == again.get_input_embeddings().padding_idx
     fresh = t.AutoTokenizer.from_pretrained(tmp_path)
     assert len(fresh) == again.config.vocab_size == len(found.kept)
     for text in KNOWN:

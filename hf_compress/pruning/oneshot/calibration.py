@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hf_compress.architecture.decoder import without_labels
 from hf_compress.errors import DataError
 from hf_compress.pruning.oneshot.taps import Batch
 
@@ -121,4 +122,4 @@ def check_batches(batches: Any, model: Any) -> list[Batch]:
                     "calibration data was made with another tokenizer"
                 )
     # Labels would only make a loss that nobody looks at.
-    return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    return [without_labels(model, batch) for batch in batches]

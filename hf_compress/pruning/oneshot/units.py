@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_compress.architecture.anatomy import Axis, probe
 from hf_compress.architecture.attention import head_axes
+from hf_compress.architecture.decoder import without_labels
 from hf_compress.architecture.kept import Amount, unit_count
 from hf_compress.architecture.modes import evaluating
 from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
@@ -51,6 +52,7 @@ def prune_units(model: Any, batches: Sequence[Batch], config: OneShotConfig) -> 
     check_units(config)
     if not batches:
         raise DataError("batches is empty: pass some batches of inputs, on which units are measured")
+    batches = [batch if "labels" in batch else without_labels(model, batch) for batch in batches]
     keep, criterion = config.keep, config.criterion or _CRITERION
     generator = torch.Generator().manual_seed(0)
     if keep.get("layers") is not None:
