@@ -236,7 +236,9 @@ def follows(config: Any, path: str, field: str, value: int) -> bool:
     holder_path, _, name = path.rpartition(".")
     holder = read_field(config, holder_path) if holder_path else config
     data = {**holder.to_dict(), field.rpartition(".")[2]: value}
-    data.pop(name, None)
+    # Lists of other kinds of layers may be as long, and the config refuses one that stays so.
+    for beside in list_fields(config, field, len(read_field(config, path))):
+        data.pop(beside.rpartition(".")[2], None)
     try:
         with quiet():
             filled = getattr(type(holder).from_dict(data), name, None)

@@ -147,7 +147,12 @@ class _Search:
         step = next((n for n in steps if self._is_legal(found, real.size - n)), None)
         if step is None:
             return f"the config accepts no smaller {self._axis.field}"
-        return replace(found, legal=() if step == 1 else tuple(range(step, real.size + 1, step)))
+        # At the size of something else a model may leave out the projection between both.
+        others = {n for _, n in probing.number_fields(self._config) if n and n < real.size and n % step == 0}
+        refused = {n for n in others if not self._is_legal(found, n)}
+        if step == 1 and not refused:
+            return found
+        return replace(found, legal=tuple(n for n in range(step, real.size + 1, step) if n not in refused))
 
     def _small_config(self, way: Way) -> Any:
         small = twin_config(self._class, self._config, self._anatomy)
@@ -192,7 +197,8 @@ class _Search:
             for group, n in zip(axis.groups, axis.counts(size), strict=True)
         ):
             return False
-        return not isinstance(probing.try_fields(self._class, self._config, axis.values(size), is_reloaded=True), str)
+        shapes = probing.try_fields(self._class, self._config, axis.values(size), is_reloaded=True)
+        return not isinstance(shapes, str) and shapes.keys() == self._anatomy.shapes.keys()
 
 
 def _name(axis: Axis, shape: Shape) -> str:

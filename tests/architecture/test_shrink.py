@@ -100,6 +100,20 @@ def test_lists_with_an_element_per_layer_follow_the_layers(make):
     assert shrunk.config.layer_types == [kinds[0], kinds[2], kinds[3]]
 
 
+def test_of_two_such_lists_both_follow_whichever_layers_go():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 96, "num_hidden_layers": 5, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = transformers.SmolLM3ForCausalLM(
+        transformers.SmolLM3Config(**sizes, **heads, bos_token_id=1, eos_token_id=2)
+    )
+    rotated = model.config.no_rope_layers
+    for gone in range(5):
+        kept = [i for i in range(5) if i != gone]
+        shrunk = shrink(model, layers=kept)
+        assert shrunk.config.no_rope_layers == [rotated[i] for i in kept]
+        assert len(shrunk.config.layer_types) == 4
+
+
 def test_lists_of_that_length_by_chance_stay():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 96, "num_hidden_layers": 3}
     config = transformers.Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=8)

@@ -198,6 +198,18 @@ def test_magnitude_without_repair_is_what_shrink_keeps():
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+def test_neurons_of_experts_go_by_magnitude_alone():
+    model, data = build("mixtral"), batches()
+    found = prune_units(model, data, keep={"ffn": 0.5}, criterion="magnitude")
+    expected = shrink(model, ffn=0.5)
+    assert found.config.intermediate_size == model.config.intermediate_size // 2
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    with pytest.raises(ArchitectureError, match="criterion='magnitude'"):
+        prune_units(model, data, keep={"ffn": 0.5}, criterion="fisher")
+    with pytest.raises(ArchitectureError, match="ffn: expected channels"):
+        prune_units(build("bloom"), data, keep={"ffn": 0.5}, criterion="fisher")
+
+
 @pytest.mark.parametrize("criterion", ["wanda", "fisher", "taylor"])
 @pytest.mark.parametrize(("name", "option"), [("gpt2", "hidden"), ("llama", "hidden"), ("resnet", "filters")])
 def test_channels_that_nothing_reads_go_first(name, option, criterion):

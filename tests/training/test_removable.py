@@ -3,7 +3,7 @@
 import pytest
 import torch
 from architectures import build
-from transformers import TrainingArguments
+from transformers import ElectraConfig, ElectraForSequenceClassification, TrainingArguments
 
 from hf_compress import PruningConfig, PruningTrainer, shrink
 from hf_compress.errors import ArchitectureError, ConfigError
@@ -106,3 +106,11 @@ def test_a_second_training_starts_without_the_masks_of_the_first(tmp_path):
 def test_what_no_config_can_say_is_refused_before_training(name, options, error, message, tmp_path):
     with pytest.raises(error, match=message):
         trainer(build(name), tmp_path, **options).train()
+
+
+def test_a_width_at_which_a_projection_vanishes_is_refused_before_training(tmp_path):
+    """Of Electra's hidden width half is that of its embeddings, and nothing is projected then."""
+    sizes = {"vocab_size": 60, "hidden_size": 32, "embedding_size": 16, "intermediate_size": 48}
+    config = ElectraConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=40)
+    with pytest.raises(ConfigError, match="leaves 16 of 32 .* nearest legal: sparsity=0.75"):
+        trainer(ElectraForSequenceClassification(config), tmp_path, structure="hidden", sparsity=0.5).train()

@@ -58,11 +58,14 @@ def prune_units(model: Any, batches: Sequence[Batch], config: OneShotConfig) -> 
     if keep.get("layers") is not None:
         model = shrink(model, layers=choose_layers(model, batches, keep["layers"], config.layer_criterion))
     chosen: dict[str, Any]
-    for name in _WIDTHS:
+    # Neurons of experts have one number in the config, so they go like channels.
+    is_wide = config.layout != "per_layer" and not probe(model).named("ffn")
+    widths, parts = (("ffn", *_WIDTHS), ("heads",)) if is_wide else (_WIDTHS, ("ffn", "heads"))
+    for name in widths:
         if keep.get(name) is not None:
             chosen = {name: _channels(model, batches, name, keep[name], criterion, generator)}
             model = shrink(model, **chosen)
-    amounts = {name: keep[name] for name in ("ffn", "heads") if keep.get(name) is not None}
+    amounts = {name: keep[name] for name in parts if keep.get(name) is not None}
     if not amounts:
         return model
     rows = {name: _rows(model, name, amount, config.layout) for name, amount in amounts.items()}
