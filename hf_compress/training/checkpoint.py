@@ -34,13 +34,26 @@ def last_complete_checkpoint(output_dir: str | Path, **needs: Any) -> Path | Non
     return None
 
 
+def has_checkpoint(output_dir: str | Path) -> bool:
+    """Say whether there is any `checkpoint-N` folder, whole or not."""
+    return any(p.is_dir() and _step(p) is not None for p in Path(output_dir).glob("checkpoint-*"))
+
+
 def checkpoint_to_resume(output_dir: str | Path, wanted: str | Path | bool, **needs: Any) -> Path | None:
     """Return the whole checkpoint that `wanted` names; for True the newest one in `output_dir`, None if there is none.
 
     Raises:
-        CheckpointError: if the one that is named is not whole.
+        CheckpointError: if the one that is named is not whole, or for True none of those that are there.
     """
-    return last_complete_checkpoint(output_dir, **needs) if wanted is True else require_complete(str(wanted), **needs)
+    if wanted is not True:
+        return require_complete(str(wanted), **needs)
+    found = last_complete_checkpoint(output_dir, **needs)
+    if found is None and has_checkpoint(output_dir):
+        raise CheckpointError(
+            f"no checkpoint in {Path(output_dir).name} is whole, the log says why; train anew, or name a folder that "
+            "holds one"
+        )
+    return found
 
 
 def require_complete(folder: str | Path, **needs: Any) -> Path:

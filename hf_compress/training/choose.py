@@ -26,12 +26,12 @@ class ChosenWeight(NamedTuple):
 
     Args:
         weight: the best of those tried.
-        config: the configuration with it.
+        config: the configuration with it; None where the best is 0, which is training without a teacher.
         losses: loss on the labels of the held-out rows by weight, lower is better.
     """
 
     weight: float
-    config: DistillationConfig
+    config: DistillationConfig | None
     losses: dict[float, float]
 
 
@@ -82,7 +82,7 @@ def choose_logit_weight(
     configs = {w: dataclasses.replace(base, logit_weight=w, task_weight=1 - w) if w else None for w in weights}
     losses = {w: _held_out_loss(model, args, config, teacher, parts, steps, kwargs) for w, config in configs.items()}
     best = min(losses, key=lambda w: losses[w])
-    return ChosenWeight(best, configs[best] or base, losses)
+    return ChosenWeight(best, configs[best], losses)
 
 
 def _held_out_loss(

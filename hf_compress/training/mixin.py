@@ -5,6 +5,7 @@ Level: glue. With `compression=None` every method hands over to the Trainer belo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_compress.config import CompressionConfig
-from hf_compress.distillation.alignment import alignment_of
-from hf_compress.distillation.ensemble import TeacherEnsemble, TeacherSource, make_objective
+from hf_compress.distillation.ensemble import TeacherEnsemble, TeacherSource
 from hf_compress.output import full_disk_explained
 from hf_compress.pruning.callback import PruningCallback, refuse_sharding, released
 from hf_compress.pruning.checkpoint import STATE_FILE as PRUNING_STATE
@@ -23,12 +23,11 @@ from hf_compress.pruning.checkpoint import save_pruning_state
 from hf_compress.pruning.pruner import Pruner
 from hf_compress.quantization.bnb import protect_4bit
 from hf_compress.training.agreement import TeacherAgreement
-from hf_compress.training.aware import aware_callback
+from hf_compress.training.attach import attach
 from hf_compress.training.checkpoint import checkpoint_to_resume, save_checksums
 from hf_compress.training.diverged import DivergenceGuard
 from hf_compress.training.finished import save_compressed
-from hf_compress.training.loss import CompressionLoss
-from hf_compress.training.projections import SideCallback, projection_callback
+from hf_compress.training.projections import SideCallback
 from hf_compress.training.publish import check_saved_zeros, push_trainer, start_record, write_card
 from hf_compress.training.restore import RestoreWeights
 from hf_compress.training.setup import (
@@ -36,9 +35,7 @@ from hf_compress.training.setup import (
     check_plain_module,
     push_without_training_state,
     refuse_empty,
-    refuse_zero3,
 )
-from hf_compress.training.unlabeled import unlabeled_batches
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
 _Base = Trainer if TYPE_CHECKING else object
@@ -92,28 +89,25 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self.add_callback(self._guard)
         self._restore = self._pruning_callback or RestoreWeights()
         self.add_callback(self._restore)
-        if compression.distillation is not None:
-            refuse_zero3()
-            self._objective = make_objective(
-                compression.distillation, teacher, self.model, self.args.device, self.processing_class
-            )
-            if self._objective.projections:
-                self._sides.append(projection_callback(self, self._objective.projections, self._restore))
-            if compression.distillation.measure_agreement:
-                self._agreement = TeacherAgreement(self, self._objective)
-        aware = aware_callback(self, self._restore)
-        self._sides += [aware] if aware is not None else []
-        for side in self._sides:
-            self.add_callback(side)
-        self._loss = CompressionLoss(self, self._objective, alignment_of(self.model))
-        if unlabeled_dataset is not None and compression.distillation is not None:
-            ratio = compression.distillation.unlabeled_ratio
-            self._loss.add_unlabeled(unlabeled_batches(self, unlabeled_dataset, ratio))
-        if self._changes_loss:
-            # compute_loss below divides by the items of the whole accumulated batch itself.
-            self.loss_is_scaled_for_ga = True
+        self._attach = functools.partial(attach, self, teacher, unlabeled_dataset, self._restore)
+        self._follow_model()
         self._start_record = start_record(self)
         push_without_training_state(self)
+
+    def _follow_model(self) -> None:
+        for side in self._sides:
+            self.remove_callback(side)
+        self._objective, self._agreement, self._sides, self._loss = self._attach()
+        for side in self._sides:
+            self.add_callback(side)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Call `model_init`; teachers' terms and rounding go over to the model that it returns."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "_attach"):
+            self.model = model
+            self._follow_model()
+        return model
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the Trainer's optimizer; projections between widths and learned ranges are trained by it too."""
@@ -160,10 +154,14 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         Outside training this is the Trainer's loss.
         """
         if not self._changes_loss or not model.training:
+            # Label smoothing takes the labels out of the batch.
+            batch = dict(inputs)
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if self._agreement is not None and return_outputs:
-                self._agreement.add(found[1], inputs)
+                self._agreement.add(found[1], batch)
             return found
+        # Said here and not at construction, since whoever overrides this method computes another loss.
+        self.loss_is_scaled_for_ga = True
         loss, outputs = self._loss(super().compute_loss, model, inputs, num_items_in_batch, return_outputs)
         self._guard.see(loss, self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
@@ -213,7 +211,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
             }
             found = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint, **needs)
             self._restore.resume_folder = found
-            # With none, the Trainer's own message.
+            # With no checkpoint at all, the Trainer's own message.
             resume_from_checkpoint = True if found is None else str(found)
         full_disk = full_disk_explained(
             f"{self.args.output_dir} holds the checkpoints that were whole before; free some space or set "

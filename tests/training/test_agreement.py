@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_compress import DistillationConfig, DistillationTrainer, choose_logit_weight
 from hf_compress.errors import ConfigError, DataError
@@ -61,6 +62,13 @@ def test_it_is_counted_anew_and_with_metrics_and_with_a_copy_of_the_teacher_is_o
     assert any("eval_teacher_agreement" in entry for entry in trainer.state.log_history)
 
 
+def test_smoothed_labels_count_where_plain_ones_do(tmp_path):
+    expected = evaluate(tmp_path, varied(tiny.bert_tokens), tiny.tagged(13))[1]
+    trainer, _ = evaluate(tmp_path, varied(tiny.bert_tokens), tiny.tagged(13))
+    trainer.args.label_smoothing_factor, trainer.label_smoother = 0.1, LabelSmoother(0.1)
+    assert trainer.evaluate()["eval_teacher_agreement"] == expected
+
+
 def test_numbers_never_agree(tmp_path):
     rows = [{**row, "labels": row["labels"].float()} for row in tiny.sentences(4)]
     with pytest.raises(ConfigError, match="regression"):
@@ -85,6 +93,7 @@ def test_a_teacher_that_knows_the_task_is_chosen_and_one_that_misleads_is_not(tm
     before = {n: p.clone() for n, p in student.state_dict().items()}
     chosen = choose_logit_weight(student, args, teacher=bad, train_dataset=few, steps=30, held_out=0.3)
     assert chosen.weight == 0
+    assert chosen.config is None
     assert set(chosen.losses) == {0.0, 0.5, 0.9}
     # Every third label is wrong; the teacher knows that odds are two to one, the student learns by heart.
     noisy = [{**row, "labels": row["labels"] if i % 3 else 1 - row["labels"]} for i, row in enumerate(few)]

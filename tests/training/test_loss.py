@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from transformers import BertForQuestionAnswering, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import BertForQuestionAnswering, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
 from hf_compress import (
     CompressionConfig,
@@ -15,6 +15,7 @@ from hf_compress import (
     DistillationConfig,
     DistillationTrainer,
     PruningConfig,
+    PruningTrainer,
 )
 
 CASES = {
@@ -262,6 +263,34 @@ def test_own_loss_function_and_label_smoothing_keep_working(tmp_path):
             norms.append(trainer.state.log_history[0]["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert norms[2] == pytest.approx(norms[3], rel=1e-4)
+
+
+def test_a_loss_of_the_users_own_is_accumulated_as_in_the_stock_trainer(tmp_path):
+    class Plain(torch.nn.Module):
+        """Takes no `num_items_in_batch`."""
+
+        def __init__(self):
+            super().__init__()
+            self.bert = tiny.bert()
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            return {"logits": self.bert(input_ids, attention_mask=attention_mask).logits}
+
+    def own(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs["logits"], inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+    logged = []
+    for base, extra in ((Trainer, {}), (PruningTrainer, {"pruning": PruningConfig(begin=0.5)})):
+        arguments = tiny.arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+        trainer = type("Own", (base,), {"compute_loss": own})(
+            Plain(), arguments, train_dataset=tiny.sentences(), **extra
+        )
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    for name in ("loss", "grad_norm"):
+        assert logged[1][name] == pytest.approx(logged[0][name], rel=1e-5)
 
 
 def test_the_mixin_works_on_another_trainer_with_a_teacher_from_a_folder(tmp_path):

@@ -161,6 +161,15 @@ def test_resume_without_any_whole_checkpoint_says_so(tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_nothing_starts_from_the_newest_of_checkpoints_that_are_all_broken(trained):
+    for folder in Path(trained.args.output_dir).glob("checkpoint-*"):
+        (folder / "optimizer.pt").unlink()
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+        trained.train(resume_from_checkpoint=True)
+    assert all(torch.equal(value, before[name]) for name, value in trained.model.state_dict().items())
+
+
 def test_the_best_checkpoint_is_one_at_the_final_sparsity(tmp_path):
     """The denser the better, so that a stock Trainer would take the first checkpoint."""
     arguments = tiny.arguments(

@@ -1,0 +1,62 @@
+"""What a Trainer that compresses keeps beside its model, made anew for each model that `model_init` returns.
+
+Level: glue.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from hf_compress.distillation.alignment import alignment_of
+from hf_compress.distillation.ensemble import TeacherEnsemble, make_objective
+from hf_compress.training.agreement import TeacherAgreement
+from hf_compress.training.aware import aware_callback
+from hf_compress.training.loss import CompressionLoss
+from hf_compress.training.projections import SideCallback, projection_callback
+from hf_compress.training.setup import refuse_zero3
+from hf_compress.training.unlabeled import unlabeled_batches
+
+
+class Attached(NamedTuple):
+    """What belongs to one model.
+
+    Args:
+        objective: the teachers' terms; None without distillation.
+        agreement: counts what student and teachers predict alike; None if that was not asked for.
+        sides: modules that are trained beside the model.
+        loss: of the training steps.
+    """
+
+    objective: TeacherEnsemble | None
+    agreement: TeacherAgreement | None
+    sides: list[SideCallback]
+    loss: CompressionLoss
+
+
+def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> Attached:
+    """Make everything that looks into `trainer.model`, but for the pruner, which attaches itself at each training.
+
+    Args:
+        trainer: with `compression`.
+        teacher: as `CompressionMixin` takes it.
+        unlabeled_dataset: rows for the teachers' terms alone; None for none.
+        restore: the callback that knows which checkpoint a run resumes from.
+
+    Raises:
+        ConfigError, TeacherError, UnsupportedError: as `CompressionMixin`.
+    """
+    config = trainer.compression.distillation
+    objective, agreement, sides = None, None, []
+    if config is not None:
+        refuse_zero3()
+        objective = make_objective(config, teacher, trainer.model, trainer.args.device, trainer.processing_class)
+        if objective.projections:
+            sides.append(projection_callback(trainer, objective.projections, restore))
+        if config.measure_agreement:
+            agreement = TeacherAgreement(trainer, objective)
+    aware = aware_callback(trainer, restore)
+    sides += [aware] if aware is not None else []
+    loss = CompressionLoss(trainer, objective, alignment_of(trainer.model))
+    if unlabeled_dataset is not None and config is not None:
+        loss.add_unlabeled(unlabeled_batches(trainer, unlabeled_dataset, config.unlabeled_ratio))
+    return Attached(objective, agreement, sides, loss)
