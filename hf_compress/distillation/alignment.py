@@ -5,6 +5,8 @@ Level: state.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -53,6 +55,12 @@ def outputs_of(model: nn.Module, labels: torch.Tensor | None) -> str:
     if getattr(config, "num_labels", 2) == 1:
         return NUMBERS
     return SIGMOID if labels is not None and labels.is_floating_point() else SOFTMAX
+
+
+def input_names(model: nn.Module) -> set[str]:
+    """Return what the forward call of `model` takes by name, also inside the wrappers of PEFT and torch.compile."""
+    inner = plain_model(getattr(model, "_orig_mod", model))
+    return set(inspect.signature(inner.forward).parameters)
 
 
 def plain_model(model: nn.Module) -> nn.Module:

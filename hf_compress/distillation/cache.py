@@ -5,7 +5,6 @@ Level: state.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_compress.distillation.alignment import alignment_of
+from hf_compress.distillation.alignment import alignment_of, input_names
 from hf_compress.distillation.cache_file import CacheWriter
 from hf_compress.distillation.cached import StoredOutputs, fingerprint_model
 from hf_compress.distillation.config import CacheConfig
@@ -97,7 +96,7 @@ def _settings(model: Any, processing_class: Any, rows: int) -> dict[str, Any]:
         "tokenizer": fingerprint(vocabulary(processing_class)),
         "alignment": alignment_of(model),
         "is_encoder_decoder": bool(getattr(model.config, "is_encoder_decoder", False)),
-        "inputs": sorted(set(inspect.signature(model.forward).parameters) - LABELS),
+        "inputs": sorted(input_names(model) - LABELS),
         "classes": _classes(model),
         "has_vocabulary": has_vocabulary_head(model),
         "id2label": {str(k): v for k, v in model.config.id2label.items()},

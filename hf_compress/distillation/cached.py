@@ -134,6 +134,7 @@ class CachedTeacher:
         self._reader = CacheReader(Path(folder))
         self.settings = self._reader.settings
         self._stored = StoredOutputs(self.settings)
+        self.accepts = set(self.settings["inputs"])
 
     @property
     def is_sampled(self) -> bool:

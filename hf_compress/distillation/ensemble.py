@@ -5,6 +5,7 @@ Level: state.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_compress.distillation.alignment import input_names
 from hf_compress.distillation.cached import CachedTeacher
 from hf_compress.distillation.chunked import ChunkLoss, by_autograd
 from hf_compress.distillation.config import DistillationConfig
@@ -23,7 +25,7 @@ from hf_compress.distillation.losses import Divergence
 from hf_compress.distillation.objective import DistillationObjective, Expected, Term
 from hf_compress.distillation.reduce import divergence_of_rows
 from hf_compress.distillation.sparse import SparseRows, sparse_divergence
-from hf_compress.distillation.teacher import Teacher, load_teacher_model
+from hf_compress.distillation.teacher import LABELS, Teacher, load_teacher_model
 from hf_compress.distillation.tokens import check_vocabularies, vocabulary, vocabulary_of_source
 from hf_compress.errors import ConfigError
 
@@ -62,6 +64,15 @@ class TeacherEnsemble:
                 if o.knowledge and o.knowledge.projections
             }
         )
+
+    @functools.cached_property
+    def teachers_own(self) -> set[str]:
+        """Names of inputs that a teacher takes and the student does not, such as `token_type_ids` of BERT alone."""
+        student = self.objectives[0].student
+        if getattr(student, "config", None) is None:
+            # A plain module may take all of them as they come.
+            return set()
+        return set[str]().union(*(o.teacher.accepts for o in self.objectives)) - input_names(student) - LABELS
 
     def asks(self) -> dict[str, bool]:
         """Return what the forward call of the student must be given beside its inputs."""

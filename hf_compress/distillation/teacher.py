@@ -6,7 +6,6 @@ Level: state.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.heads import head_modules
+from hf_compress.distillation.alignment import input_names
 from hf_compress.distillation.head import LanguageHead, require_rows
 from hf_compress.errors import TeacherError
 
@@ -38,7 +38,7 @@ class Teacher:
         movable = not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None
         self.model = model.to(device) if device is not None and movable else model
         self.model.eval()
-        self._accepts = set(inspect.signature(model.forward).parameters)
+        self.accepts = input_names(model)
         self._needs_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class Teacher:
         # Encoder-decoders make their decoder inputs from the labels; nobody else needs labels.
         keep_labels = self._needs_labels and inputs.get("decoder_input_ids") is None
         unwanted = LABELS - ({"labels"} if keep_labels else set())
-        chosen = {k: v for k, v in inputs.items() if k in self._accepts and k not in unwanted}
+        chosen = {k: v for k, v in inputs.items() if k in self.accepts and k not in unwanted}
         # A teacher that the student's training touched (a shared module) could have been put into training mode.
         self.model.eval()
         return self.model(**chosen, **(asks or {}))

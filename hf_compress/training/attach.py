@@ -5,6 +5,8 @@ Level: glue.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hf_compress.distillation.alignment import alignment_of
@@ -15,6 +17,8 @@ from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
 from hf_compress.training.setup import refuse_zero3
 from hf_compress.training.unlabeled import unlabeled_batches
+
+logger = logging.getLogger(__name__)
 
 
 class Attached(NamedTuple):
@@ -50,6 +54,7 @@ def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> 
     if config is not None:
         refuse_zero3()
         objective = make_objective(config, teacher, trainer.model, trainer.args.device, trainer.processing_class)
+        _warn_of_columns(trainer, objective.teachers_own)
         if objective.projections:
             sides.append(projection_callback(trainer, objective.projections, restore))
         if config.measure_agreement:
@@ -57,6 +62,22 @@ def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> 
     aware = aware_callback(trainer, restore)
     sides += [aware] if aware is not None else []
     loss = CompressionLoss(trainer, objective, alignment_of(trainer.model))
-    if unlabeled_dataset is not None and config is not None:
-        loss.add_unlabeled(unlabeled_batches(trainer, unlabeled_dataset, config.unlabeled_ratio))
+    if unlabeled_dataset is not None and objective is not None:
+        more = objective.teachers_own
+        loss.add_unlabeled(unlabeled_batches(trainer, unlabeled_dataset, objective.config.unlabeled_ratio, more))
     return Attached(objective, agreement, sides, loss)
+
+
+def _warn_of_columns(trainer: Any, names: set[str]) -> None:
+    """Say which columns the Trainer removes although a teacher takes them."""
+    rows = trainer.train_dataset
+    columns = getattr(rows, "column_names", None)
+    if columns is None and isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
+        columns = list(rows[0])
+    missed = sorted(names & set(columns or ()))
+    if missed and trainer.args.remove_unused_columns:
+        logger.warning(
+            "the teacher takes %s, which the Trainer removes since the student does not; with "
+            "remove_unused_columns=False, and no columns but inputs and labels, the teacher gets it alone",
+            ", ".join(missed),
+        )

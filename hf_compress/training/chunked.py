@@ -118,7 +118,7 @@ class ChunkedLoss:
         return ChunkedTerms(total, task if has_task else None, divergence, positions.sum(), layers)
 
     def _without_labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        found = {k: v for k, v in inputs.items() if k not in LABELS}
+        found = {k: v for k, v in inputs.items() if k not in LABELS and k not in self.objective.teachers_own}
         model = _plain(self.trainer.model)
         if model.config.is_encoder_decoder and "labels" in inputs and "decoder_input_ids" not in inputs:
             found["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])

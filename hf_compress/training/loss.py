@@ -92,6 +92,11 @@ class CompressionLoss:
             loss = loss + self.objective.config.unlabeled_weight * self._on_unlabeled(model, is_chunked)
         return self._undo_division(loss, num_items), outputs
 
+    def students(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs of a batch without what only a teacher takes."""
+        unknown = self.objective.teachers_own if self.objective is not None else ()
+        return {name: value for name, value in inputs.items() if name not in unknown}
+
     def _on_unlabeled(self, model: nn.Module, is_chunked: bool) -> Any:
         if isinstance(model, DistributedDataParallel):
             # The labelled pass has sent the buffers of this step. Older torch, such as 2.6, takes writing them again
@@ -136,7 +141,7 @@ class CompressionLoss:
         self, task_loss: TaskLoss | None, model: nn.Module, inputs: dict[str, Any], num_items: Any, wants_outputs: bool
     ) -> Any:
         objective = self.objective
-        asked = {**inputs, **(objective.asks() if objective is not None else {})}
+        asked = {**self.students(inputs), **(objective.asks() if objective is not None else {})}
         with objective.watching() if objective is not None else nullcontext() as seen:
             if task_loss is not None and (objective is None or self._has_labels(inputs)):
                 task, outputs = self._task(task_loss, model, asked, num_items, wants_outputs)

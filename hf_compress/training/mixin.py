@@ -154,8 +154,8 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         Outside training this is the Trainer's loss.
         """
         if not self._changes_loss or not model.training:
-            # Label smoothing takes the labels out of the batch.
-            batch = dict(inputs)
+            # Label smoothing takes the labels out of the batch that it is given.
+            batch, inputs = inputs, self._loss.students(inputs) if self._objective is not None else inputs
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if self._agreement is not None and return_outputs:
                 self._agreement.add(found[1], batch)

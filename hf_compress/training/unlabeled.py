@@ -5,14 +5,13 @@ Level: glue. A batch is a function of its number, so a resumed run goes on with 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_compress.distillation.alignment import plain_model
+from hf_compress.distillation.alignment import input_names, plain_model
 from hf_compress.distillation.teacher import LABELS
 from hf_compress.errors import DataError
 
@@ -28,6 +27,7 @@ class UnlabeledBatches:
         seed: of the order.
         rank: of this process.
         world: number of processes; each gets other rows.
+        more: names of columns that only a teacher takes.
 
     Raises:
         DataError: if the dataset is empty, has no length, or no column that the model takes.
@@ -43,13 +43,14 @@ class UnlabeledBatches:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        more: Collection[str] = (),
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError("unlabeled_dataset must have a length and rows by number; a stream has neither")
         if len(dataset) == 0:
             raise DataError("unlabeled_dataset is empty; expected at least one row")
         self._dataset, self._collator = dataset, collator
-        self._columns = set(inspect.signature(model.forward).parameters) - LABELS
+        self._columns = {*input_names(model), *more} - LABELS
         if not self._row(0):
             raise DataError(
                 f"unlabeled_dataset has the columns {sorted(dataset[0])}, and none is an input of "
@@ -75,8 +76,8 @@ class UnlabeledBatches:
         return int(self._order[place])
 
 
-def unlabeled_batches(trainer: Any, dataset: Any, ratio: float) -> UnlabeledBatches:
-    """Return batches of `dataset` for `trainer`, with `ratio` unlabelled rows for each labelled one."""
+def unlabeled_batches(trainer: Any, dataset: Any, ratio: float, more: Collection[str] = ()) -> UnlabeledBatches:
+    """Return batches of `dataset` for `trainer`, with `ratio` unlabelled rows for each labelled one; see the class."""
     args = trainer.args
     size = max(1, round(ratio * args.per_device_train_batch_size))
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -88,4 +89,5 @@ def unlabeled_batches(trainer: Any, dataset: Any, ratio: float) -> UnlabeledBatc
         seed=args.seed if args.data_seed is None else args.data_seed,
         rank=args.process_index,
         world=args.world_size,
+        more=more,
     )
