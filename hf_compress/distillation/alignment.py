@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hf_compress.distillation.reduce import CAUSAL, NUMBERS, ROWS, SIGMOID, SOFTMAX, SPANS, TOKENS
+from hf_compress.errors import UnsupportedError
 
 
 def alignment_of(model: nn.Module) -> str:
@@ -20,11 +21,12 @@ def alignment_of(model: nn.Module) -> str:
     """
     from transformers.models.auto import modeling_auto as auto
 
-    # A user's subclass of a model counts as that model.
-    names = {base.__name__ for base in type(plain_model(model)).__mro__}
+    names = _classes(model)
     if names & set(auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()):
         return SPANS
-    if names & set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+    # Of images and sounds too, which go in before the text or into an encoder.
+    writers = ("CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    if any(names & set(getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES", {}).values()) for kind in writers):
         is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         return TOKENS if is_encoder_decoder else CAUSAL
     per_token = (
@@ -33,6 +35,34 @@ def alignment_of(model: nn.Module) -> str:
         auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
     return TOKENS if any(names & set(mapping.values()) for mapping in per_token) else ROWS
+
+
+def refuse_unaligned(model: nn.Module) -> None:
+    """Refuse to distil predictions that are not one for each label.
+
+    Raises:
+        UnsupportedError: for frames of sound, pixels and boxes.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    kinds = {
+        "CTC": "frames, and labels come without their places",
+        "SEMANTIC_SEGMENTATION": "pixels",
+        "UNIVERSAL_SEGMENTATION": "pixels",
+        "INSTANCE_SEGMENTATION": "pixels",
+        "OBJECT_DETECTION": "boxes",
+    }
+    for kind, what in kinds.items():
+        if _classes(model) & set(getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES", {}).values()):
+            raise UnsupportedError(
+                f"expected predictions for rows or tokens, found {type(plain_model(model)).__name__}, which predicts "
+                f"{what}; such logits cannot be distilled: prune and quantize it without a teacher"
+            )
+
+
+def _classes(model: nn.Module) -> set[str]:
+    # A user's subclass of a model counts as that model.
+    return {base.__name__ for base in type(plain_model(model)).__mro__}
 
 
 def outputs_of(model: nn.Module, labels: torch.Tensor | None) -> str:

@@ -118,8 +118,14 @@ class LanguageHead:
 
 
 def few_tokens(batch: Mapping[str, Any], count: int = _TRIED) -> dict[str, Any]:
-    """Return the first row of a batch with a label that counts, cut to `count` tokens around the first of these."""
+    """Return the first row of a batch with a label that counts, cut to `count` tokens around the first of these.
+
+    Beside images and sounds text stays whole: some tokens stand for parts of these.
+    """
     labels = batch.get("labels")
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    if any(value.dim() > 2 and value.is_floating_point() for value in tensors):
+        count = max(value.shape[1] for value in tensors if value.dim() > 1)
     first = 0
     if labels is not None and labels.dim() == 2:
         row = int((labels != -100).any(-1).int().argmax())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.distillation.alignment import alignment_of, outputs_of, plain_model
+from hf_compress.distillation.alignment import alignment_of, outputs_of, plain_model, refuse_unaligned
 from hf_compress.distillation.cached import CachedTeacher, sparse_rows
 from hf_compress.distillation.capture import Seen, seen_in, use_eager_attention, watched_attention
 from hf_compress.distillation.config import DistillationConfig
@@ -82,6 +82,7 @@ class DistillationObjective:
     Raises:
         ConfigError: for an unknown divergence or option of it.
         TeacherError: if teacher and student do not fit together.
+        UnsupportedError: if the student's predictions are not one for each row or token.
     """
 
     def __init__(self, config: DistillationConfig, teacher: Teacher | CachedTeacher, student: nn.Module) -> None:
@@ -89,6 +90,7 @@ class DistillationObjective:
         self.teacher = teacher
         self.student = plain_model(student)
         self.alignment = alignment_of(student)
+        refuse_unaligned(student)
         self._order = teacher.check(student) if config.logit_weight > 0 else None
         self._divergence, self._follows_progress = make_divergence(config)
         self._require_cache_fits()
