@@ -114,20 +114,20 @@ def _add_measure(verbs: Any) -> None:
 
 def _measure(arguments: argparse.Namespace) -> None:
     from hf_compress.measurement.api import measure
-    from hf_compress.report.tables import compare_table
+    from hf_compress.report.compare import compare
 
     quality: dict[str, Any] = {}
+    models = _named(arguments.models)
     if arguments.recipe is not None:
         from hf_compress.recipes.load import load_recipe
         from hf_compress.recipes.tasks import build_task
 
-        pairs = [m.partition("=") for m in arguments.models]
-        task = build_task(load_recipe(arguments.recipe).task, pairs[0][2] or pairs[0][0])
+        task = build_task(load_recipe(arguments.recipe).task, next(iter(models.values())))
         quality = {"evaluate": task.evaluate, "dataset": task.dataset}
     if arguments.lm_eval:
         quality = _harness(arguments)
     records = measure(
-        _named(arguments.models),
+        models,
         batch_sizes=arguments.batch_sizes,
         length=arguments.length,
         memory=not arguments.no_memory,
@@ -135,7 +135,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         command="hf-compress measure",
         **quality,
     )
-    _print([r.to_dict() for r in records], arguments.json, compare_table(records))
+    _print([r.to_dict() for r in records], arguments.json, compare(records))
 
 
 def _harness(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -153,8 +153,15 @@ def _harness(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
-    pairs = [m.partition("=") for m in models]
-    return {name if folder else Path(name).resolve().name: folder or name for name, _, folder in pairs}
+    found: dict[str, str] = {}
+    for given in models:
+        name, _, folder = ("", "", given) if Path(given).exists() else given.partition("=")
+        folder = folder or name
+        name = name if folder != name and name else Path(folder).resolve().name
+        if name in found:
+            raise ConfigError(f"two models are called {name!r}; give each a name of its own: NAME=FOLDER")
+        found[name] = folder
+    return found
 
 
 def _add_compare(verbs: Any) -> None:

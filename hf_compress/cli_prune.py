@@ -6,6 +6,7 @@ Level: outside.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def add_prune(verbs: Any, add_verb: Any) -> None:
     parser.add_argument("--refine", type=int, help="steps that fit the weights that are left; sparsegpt: default 20")
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="UNIT=AMOUNT",
-        help="units that stay instead: ffn, heads, hidden, filters, layers; a number, or a fraction below 1",
+        help="units that stay instead: ffn, heads, hidden, filters: a number, or a fraction below 1; layers: a number",
     )  # fmt: skip
     parser.add_argument("--samples", type=int, default=128, help="rows of text; default 128")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row; default 512")
@@ -44,7 +45,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         criterion=arguments.criterion,
         scope=arguments.scope,
         refine=arguments.refine,
-        keep=dict(map(_amount, arguments.keep)),
+        keep=_amounts(arguments.keep),
     )
     text = read_text(arguments.text)
     from transformers import AutoTokenizer
@@ -77,6 +78,18 @@ def _prune(arguments: argparse.Namespace) -> None:
         print(folder)
 
 
+def _amounts(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return what stays by kind of unit; UNIT.FIELD=AMOUNT is one of several fields of the config."""
+    found: dict[str, Any] = {}
+    for name, amount in map(_amount, pairs):
+        unit, _, field = name.partition(".")
+        if field and isinstance(found.setdefault(unit, {}), dict):
+            found[unit][field] = amount
+        else:
+            found[name] = amount
+    return found
+
+
 def _amount(pair: str) -> tuple[str, int | float]:
     name, found, value = pair.partition("=")
     try:
@@ -93,14 +106,15 @@ def add_shrink(verbs: Any, add_verb: Any) -> None:
     parser.add_argument("output", help="folder to make")
     parser.add_argument(
         "--keep", nargs="+", default=[], metavar="UNIT=AMOUNT",
-        help="ffn, heads, hidden, filters, layers; a number, or a fraction below 1; none: drop what is zero",
+        help="ffn, heads, hidden, filters: a number, or a fraction below 1; layers: a number, of a model with two "
+        "stacks layers.FIELD=AMOUNT for each field of its config; none: drop what is zero",
     )  # fmt: skip
     parser.add_argument("--multiple", type=int, default=1, help="what fractions are rounded to; default 1")
     parser.add_argument("--vocabulary", metavar="FILE", help="keep only the tokens that this text file needs")
 
 
 def _shrink(arguments: argparse.Namespace) -> None:
-    keep: dict[str, Any] = dict(map(_amount, arguments.keep))
+    keep = _amounts(arguments.keep)
     unknown = sorted(set(keep) - {"ffn", "heads", "hidden", "filters", "layers"})
     if unknown:
         raise ConfigError(f"--keep: expected ffn, heads, hidden, filters or layers, found {', '.join(unknown)}")

@@ -102,6 +102,7 @@ def test_two_processes_prune_one_folder_together(tmp_path):
         (["quantize", "DIR/nowhere", "DIR/out"], "there is no model folder"),
         (["measure", "DIR"], "no *.safetensors weights"),
         (["compare", "DIR"], "holds no records"),
+        (["measure", "DIR/old/model", "DIR/new/model"], "two models are called 'model'"),
         (["inspect", "nobody/nothing-like-this"], "nobody/nothing-like-this"),
         (["push", "DIR/nowhere", "me/x", "--dry-run"], "nowhere"),
     ],

@@ -15,7 +15,7 @@ from hf_compress.measurement.record import Measurement
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 # Metrics that are no fractions; their unit is stated so that 12.3 is not shown as 1230 %.
-_UNITS = {"loss": "nats", "perplexity": "perplexity"}
+_UNITS = {"loss": "nats", "perplexity": "perplexity", "mse": "", "rmse": "", "mae": ""}
 
 
 def measure_quality(model: nn.Module, evaluate: Evaluate, units: Mapping[str, str] | None = None) -> list[Measurement]:

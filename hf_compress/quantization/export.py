@@ -112,10 +112,20 @@ def _check(report: dict[str, Any]) -> None:
         )
 
 
-def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) -> Format:
+def check_form(format: str, quantization: str | None) -> Format:
+    """Return a format that knows the quantization.
+
+    Raises:
+        ConfigError: if there is no such format or quantization.
+    """
     kind = FORMATS.get(format)
     if quantization is not None and quantization not in kind.quantizations:
         raise ConfigError(f"quantization must be none, {', '.join(kind.quantizations)}, found {quantization!r}")
+    return kind
+
+
+def _checked(format: str, quantization: str | None, batches: Sequence[Batch]) -> Format:
+    kind = check_form(format, quantization)
     needed = ["transformers.exporters", *(["transformers.exporters.quantizers"] if quantization else [])]
     if any(not is_available(module) for module in needed):
         raise MissingDependencyError(

@@ -17,7 +17,7 @@ from hf_compress.pruning.oneshot.config import OneShotConfig
 from hf_compress.quantization.config import QuantizationConfig
 
 # Names of what a run writes beside its stages.
-RESERVED = ("records", "state", "work")
+RESERVED = ("records", "state", "work", "report")
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,12 @@ class StageConfig(Options):
     teacher: str | None = field(default=None, metadata={"help": "train: an earlier stage, a folder or a Hub id"})
     compression: CompressionConfig | None = field(default=None, metadata={"help": "train: distillation and pruning"})
     arguments: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "train: TrainingArguments"})
-    layers: int | tuple[int, ...] | None = field(
-        default=None, metadata={"help": "shrink: number of layers to keep, evenly spread, or their indices"}
+    layers: int | tuple[int, ...] | Mapping[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "shrink: number of layers to keep, evenly spread, or their indices; of a model with two stacks a "
+            "mapping from config field to these"
+        },
     )
     ffn: int | float | None = field(
         default=None, metadata={"help": "shrink: FFN width to keep, or the fraction (below 1)"}
@@ -230,6 +234,10 @@ class RecipeConfig(Options):
         unknown = sorted({n for n in asked if n is not None and n not in names})
         if unknown:
             yield f"measure names stages that do not exist: {', '.join(unknown)}; there are: {', '.join(names)}"
+        compared = {n for n in (self.measure.baseline, self.measure.result) if n is not None}
+        if self.measure.models and not compared <= set(self.measure.models):
+            left_out = ", ".join(sorted(compared - set(self.measure.models)))
+            yield f"measure.models leaves out {left_out}, which is its baseline or result"
         distils = any(s.compression is not None and s.compression.distillation is not None for s in self.stages)
         if "unlabeled" in {*self.task.files, *self.task.splits} and not distils:
             yield "task names unlabeled rows, and no stage has a compression.distillation that could learn from them"

@@ -194,8 +194,13 @@ def _load(task: TaskConfig, files: Mapping[str, Any]) -> Any:
         raise DataError(f"the dataset {task.dataset or dict(task.files)} cannot be loaded: {error}") from error
 
 
+def file_paths(files: Mapping[str, Any]) -> list[str]:
+    """Return all files of all splits; a split has one or a list."""
+    return [str(p) for value in files.values() for p in (value if isinstance(value, (list, tuple)) else [value])]
+
+
 def _file_kind(files: Mapping[str, Any]) -> str:
-    paths = [str(p) for value in files.values() for p in (value if isinstance(value, list) else [value])]
+    paths = file_paths(files)
     kinds = {Path(p).suffix for p in paths}
     if len(kinds) != 1 or not kinds <= set(_LOADERS):
         found = ", ".join(sorted(kinds)) or "none"

@@ -74,6 +74,8 @@ def _claim(run: Path, config: RecipeConfig) -> None:
     """Mark `run` as the folder of this recipe, or find the mark there."""
     # Where it is pushed to changes nothing of what is made, so a finished run can still be pushed.
     wanted = {name: value for name, value in config.to_dict().items() if name != "push_to"}
+    # What the last step takes can be put right as long as that is not done.
+    free = set() if (run / "state" / "report.json").is_file() else {"measure", "card"}
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / _MARK, wanted)
@@ -81,11 +83,13 @@ def _claim(run: Path, config: RecipeConfig) -> None:
     if not run.is_dir() or not (run / _MARK).is_file():
         raise OutputExistsError(f"{run} holds something that is no run of a recipe; choose another --output-dir")
     changed = _differences(read_data_file(run / _MARK), json.loads(json.dumps(wanted)))
-    if changed:
+    if {place.partition(".")[0] for place in changed} - free:
         raise OutputExistsError(
             f"{run} holds a run with other options ({', '.join(sorted(changed))}); remove it or choose another "
             "--output-dir"
         )
+    if changed:
+        write_json(run / _MARK, wanted)
 
 
 def _differences(one: Any, other: Any, place: str = "") -> set[str]:

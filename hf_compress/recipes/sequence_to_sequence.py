@@ -54,7 +54,8 @@ def sequence_to_sequence(config: TaskConfig, processor_source: str | None) -> Ta
 
     return Task(
         auto_class="AutoModelForSeq2SeqLM",
-        pipeline_tag="text2text-generation",
+        # Whether it translates or summarizes only the user knows.
+        pipeline_tag=None,
         rows=rows,
         labels=(),
         collator=collator,

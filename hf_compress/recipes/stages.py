@@ -27,6 +27,8 @@ def check_stages(recipe: RecipeConfig) -> None:
     Raises:
         RecipeError: with all problems.
     """
+    from hf_compress.quantization.export import check_form
+
     problems, earlier = [], []
     for stage in recipe.stages:
         try:
@@ -37,6 +39,8 @@ def check_stages(recipe: RecipeConfig) -> None:
                 _check_training(stage)
             if stage.kind == "oneshot":
                 _check_oneshot(stage)
+            if stage.kind == "export" and stage.export is not None:
+                check_form(stage.export.format, stage.export.quantization)
             if stage.kind == "quantize" and stage.quantization is not None:
                 _check_quantization(stage.quantization)
         except (ConfigError, RecipeError) as error:
@@ -48,8 +52,28 @@ def check_stages(recipe: RecipeConfig) -> None:
             if name in later
         ]
         earlier.append(stage.name)
+    problems += _report_problems(recipe)
     if problems:
         raise RecipeError("; ".join(problems))
+
+
+def _report_problems(recipe: RecipeConfig) -> list[str]:
+    """Return what is wrong with the options of the last step, which comes after hours of training."""
+    from hf_compress.hub.config import CardInfo
+    from hf_compress.measurement.config import MeasureSettings
+
+    found = []
+    timed = {name: getattr(recipe.measure, name) for name in ("baseline", "result", "batch_sizes", "length")}
+    told = {name: getattr(recipe.card, name) for name in ("base_model", "license", "language", "datasets", "tags")}
+    for part, make in (
+        ("measure", lambda: MeasureSettings(**timed)),
+        ("card", lambda: CardInfo(model_name=recipe.name, **told)),
+    ):
+        try:
+            make()
+        except ConfigError as error:
+            found.append(f"{part}: {error}")
+    return found
 
 
 def _check_oneshot(stage: StageConfig) -> None:
@@ -81,6 +105,10 @@ def _check_training(stage: StageConfig) -> None:
     for name in stage.arguments:
         if name not in known or name in ("output_dir", "push_to_hub", "resume_from_checkpoint"):
             raise RecipeError(f"arguments: {name!r} is no training argument to set{did_you_mean(name, known)}")
+    try:
+        TrainingArguments(output_dir="unused", **{**fast_arguments(), **stage.arguments})
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"arguments: {error}") from error
     compression = stage.compression
     distils = compression is not None and compression.distillation is not None
     if distils != (stage.teacher is not None):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from hf_compress.recipes.metrics import accuracy
 from hf_compress.registry import Registry
 from hf_compress.training.trainer import CompressionTrainer
 
+logger = logging.getLogger(__name__)
+
 _EVALUATION_BATCH = 64
 
 
@@ -31,7 +34,7 @@ class Task:
 
     Args:
         auto_class: name of the AutoModelFor... class.
-        pipeline_tag: the Hub's name of the task.
+        pipeline_tag: the Hub's name of the task; None: it has none.
         rows: train, validation and test as rows of tensors.
         labels: class names.
         collator: rows to a batch.
@@ -47,7 +50,7 @@ class Task:
     """
 
     auto_class: str
-    pipeline_tag: str
+    pipeline_tag: str | None
     rows: Mapping[str, Any]
     labels: tuple[str, ...]
     collator: Callable[[Any], dict[str, torch.Tensor]]
@@ -99,9 +102,35 @@ class Task:
         if self.quality is not None:
             return self.quality(model, split)
         batches = forward_batches(model, self.rows[split], self.collator)
-        logits, labels = zip(*((o.logits.float().cpu().numpy(), b["labels"].numpy()) for o, b in batches), strict=True)
+        found, labels = zip(*((o.logits.float().cpu().numpy(), b["labels"].numpy()) for o, b in batches), strict=True)
+        order = label_order(model, self.labels)
+        logits = np.concatenate(found) if order is None else np.concatenate(found)[..., order]
         measure = self.trainer_metrics or accuracy
-        return measure(EvalPrediction(np.concatenate(logits), np.concatenate(labels)))
+        return measure(EvalPrediction(logits, np.concatenate(labels)))
+
+
+def label_order(model: nn.Module, labels: Sequence[str]) -> list[int] | None:
+    """Return for each label of the data its number in the model, None if they are numbered alike.
+
+    Where names differ but for case, or one side has none, numbers decide; different names are said.
+
+    Args:
+        model: whose config may name its labels.
+        labels: of the data, in the order of their numbers.
+    """
+    named = getattr(getattr(model, "config", None), "id2label", None) or {}
+    theirs = {str(name).lower(): int(number) for number, name in named.items()}
+    ours = [name.lower() for name in labels]
+    if all(name.startswith("label_") for name in theirs) or all(name.isdecimal() for name in ours):
+        return None
+    if len(theirs) != len(ours) or set(theirs) != set(ours):
+        logger.warning(
+            "the model's labels are %s, those of the data %s; they are compared by their numbers",
+            ", ".join(list(theirs)[:6]), ", ".join(labels[:6]),
+        )  # fmt: skip
+        return None
+    order = [theirs[name] for name in ours]
+    return None if order == sorted(order) else order
 
 
 TASKS: Registry[Callable[[TaskConfig, str | None], Task]] = Registry("task")

@@ -16,7 +16,7 @@ from hf_compress.imports import require
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.data import load_splits
 from hf_compress.recipes.metrics import is_entity_scheme, tag_metrics
-from hf_compress.recipes.task import TASKS, Task, forward_batches, load_tokenizer
+from hf_compress.recipes.task import TASKS, Task, forward_batches, label_order, load_tokenizer
 
 _IGNORED = -100
 
@@ -65,8 +65,10 @@ def token_classification(config: TaskConfig, processor_source: str | None) -> Ta
     def quality(model: nn.Module, split: str) -> dict[str, float]:
         found: list[list[str]] = []
         right: list[list[str]] = []
+        order = label_order(model, names)
         for outputs, batch in forward_batches(model, rows[split], collator):
-            one, other = _tags(outputs.logits.argmax(-1).cpu().numpy(), batch["labels"].numpy(), names)
+            logits = outputs.logits if order is None else outputs.logits[..., order]
+            one, other = _tags(logits.argmax(-1).cpu().numpy(), batch["labels"].numpy(), names)
             found, right = found + one, right + other
         return tag_metrics(found, right, entities)
 

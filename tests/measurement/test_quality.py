@@ -13,6 +13,7 @@ from hf_compress.measurement.quality import measure_quality
         ({"matthews": torch.tensor(-0.25)}, -0.25, "fraction"),
         ({"loss": 0.5}, 0.5, "nats"),
         ({"bleu": 27.5}, 27.5, ""),
+        ({"mse": 0.85}, 0.85, ""),
     ],
 )
 def test_metrics_become_plain_numbers_with_a_unit(metrics, value, unit):

@@ -256,6 +256,9 @@ def test_the_built_in_language_model_is_pruned_and_healed_on_a_text_file(tmp_pat
     assert "sparsegpt" in (run / "README.md").read_text()
 
 
+EXPORT = {"name": "small", "kind": "export", "source": "student"}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "error", "message"),
     [
@@ -276,6 +279,14 @@ def test_the_built_in_language_model_is_pruned_and_healed_on_a_text_file(tmp_pat
         (["task", "splits"], {"test": "tset"}, DataError, "no split 'tset' .did you mean 'test'"),
         (["measure", "models"], ["nobody"], ConfigError, "stages that do not exist: nobody"),
         (["stages", 0, "source"], "nobody/nothing", RecipeError, "stage 'teacher' with source 'nobody/nothing'"),
+        (["stages", 1, "name"], "report", ConfigError, "name must be"),
+        (["measure", "baseline"], "student", ConfigError, "leaves out student"),
+        (["measure", "batch_sizes"], [0], RecipeError, "batch_sizes must be different whole numbers"),
+        (["card"], {"base_model": "./base"}, RecipeError, "base_model must be a Hub id"),
+        (["stages", 2], {**EXPORT, "export": {"format": "openvin0"}}, RecipeError, "did you mean 'openvino'"),
+        (["stages", 2], {**EXPORT, "export": {"quantization": "int8"}}, RecipeError, "none, dynamic, static"),
+        (["stages", 0, "arguments"], {"lr_scheduler_type": "consine"}, RecipeError, "arguments: consine"),
+        (["stages", 0, "arguments"], {"load_best_model_at_end": True}, RecipeError, "save and eval strategy"),
         (["stages"], [], ConfigError, "stages is empty"),
         (["name"], None, ConfigError, "'name' is missing"),
     ],
@@ -284,6 +295,26 @@ def test_a_wrong_recipe_is_refused_with_the_near_name(reviews, tmp_path, key, va
     with pytest.raises(error, match=message):
         run_recipe(change(reviews, key, value), tmp_path / "run")
     assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix == ".safetensors"]
+
+
+def test_what_the_report_takes_can_be_put_right_until_it_is_there(tmp_path, quick_measures, monkeypatch):
+    from hf_compress.report import compare as module
+
+    def broken(*_):
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compare", broken)
+        with pytest.raises(OSError, match="no"):
+            run_recipe(tiny_recipe.RECIPE, tmp_path / "run")
+    stamp = (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns
+    changed = change(tiny_recipe.RECIPE, ["card"], {"license": "mit"})
+    run_recipe(changed, tmp_path / "run")
+    assert (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert "license: mit" in (tmp_path / "run" / "README.md").read_text()
+    run_recipe(changed, tmp_path / "run")
+    with pytest.raises(OutputExistsError, match="other options .card"):
+        run_recipe(tiny_recipe.RECIPE, tmp_path / "run")
 
 
 def test_an_empty_split_is_refused(reviews, tmp_path):

@@ -99,6 +99,27 @@ def test_fractions_are_numbers_to_predict(tmp_path, classifier):
     assert found.evaluate(model)["mse"] == pytest.approx(float(mse), rel=1e-5)
 
 
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["B", "C", "A"]])
+def test_labels_are_compared_by_their_names(tmp_path, classifier, names):
+    rows = {"text": ["the film", "bad", "good"], "label": ["a", "b", "c"]}
+    found = task(tmp_path, "text-classification", rows, classifier)
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    model = AutoModelForSequenceClassification.from_pretrained(classifier, ignore_mismatched_sizes=True, **named)
+    batch = found.collator([found.rows["test"][i] for i in range(3)])
+    del batch["labels"]
+    told = [names[i].lower() for i in model(**batch).logits.argmax(-1)]
+    right = sum(one == other for one, other in zip(told, rows["label"], strict=True))
+    assert found.evaluate(model)["accuracy"] == pytest.approx(right / 3)
+
+
+def test_other_names_are_compared_by_number_and_said(tmp_path, classifier, caplog):
+    rows = {"text": ["the film", "bad"], "label": ["no", "yes"]}
+    found = task(tmp_path, "text-classification", rows, classifier)
+    model = AutoModelForSequenceClassification.from_pretrained(classifier, id2label={0: "bad", 1: "good"})
+    found.evaluate(model)
+    assert "the model's labels are bad, good, those of the data no, yes" in caplog.text
+
+
 def test_pairs_are_read_as_the_tokenizer_joins_them(tmp_path, classifier):
     rows = {"one": ["the film", "bad"], "two": ["good", "it was"], "label": [0, 1]}
     found = task(tmp_path, "text-classification", rows, classifier, text_columns=("one", "two"))
