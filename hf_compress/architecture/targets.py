@@ -25,20 +25,24 @@ class Target:
     Args:
         name: its full name in the model.
         parameter: the parameter itself, not a copy.
-        input_dim: which of its first two dimensions is that of the inputs: 1, or 0 where it is stored transposed.
+        input_dim: which of its dimensions is that of the inputs: 1, or 0 where it is stored transposed; of a stack 2,
+            or 1.
+        is_stack: whether it holds one matrix for each expert, along its first dimension.
     """
 
     name: str
     parameter: nn.Parameter
     input_dim: int = 1
+    is_stack: bool = False
 
 
 def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Target]:
     """Return the parameters to compress, tied ones once, in the order of the model.
 
-    By default these are the trainable weights of the linear and convolutional layers of the body: no embeddings,
-    norms, biases or output heads (what stands outside the base model, or the last layer of a plain module). Of a model
-    with PEFT adapters they are the weights under the adapters, although these are frozen, and never the adapters.
+    By default these are the trainable weights of the linear and convolutional layers and of the experts of the body:
+    no embeddings, norms, biases or output heads (what stands outside the base model, or the last layer of a plain
+    module). Of a model with PEFT adapters they are the weights under the adapters, although these are frozen, and
+    never the adapters.
 
     Args:
         model: any module; for transformers models the body is `model.base_model`.
@@ -53,14 +57,15 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     names = [alias for group in aliases.values() for alias in group]
     wanted = compile_patterns("include", include, names)
     unwanted = compile_patterns("exclude", exclude, names)
-    transposed = set(_transposed(model))
+    transposed, stacks = set(_transposed(model)), expert_stacks(model)
     chosen = None if wanted else {id(p) for p in _default_parameters(model)}
     targets = []
     for name, parameter in model.named_parameters():
         known_as = aliases[id(parameter)]
         is_wanted = _any_match(wanted, known_as) if chosen is None else id(parameter) in chosen
         if is_wanted and not _any_match(unwanted, known_as):
-            targets.append(Target(name, parameter, 0 if id(parameter) in transposed else 1))
+            inputs = stacks.get(id(parameter), 0 if id(parameter) in transposed else 1)
+            targets.append(Target(name, parameter, inputs, id(parameter) in stacks))
     if not targets:
         raise TargetError(
             f"expected at least one parameter to compress in {type(model).__name__}, found none: no trainable linear "
@@ -146,7 +151,23 @@ def _default_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [w for w in weights if (w.requires_grad or adapters) and id(w) not in excluded]
 
 
+def expert_stacks(model: nn.Module) -> dict[int, int]:
+    """Return identity -> dimension of the inputs of each parameter that stacks the matrices of experts.
+
+    Their modules are called `experts` all over transformers.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "experts":
+            inputs = 1 if getattr(module, "is_transposed", False) else 2
+            own = module.named_parameters(recurse=False)
+            found.update({id(p): inputs for name, p in own if p.dim() == 3 and "bias" not in name})
+    return found
+
+
 def _layer_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+    stacks = expert_stacks(model)
+    yield from (p for p in model.parameters() if id(p) in stacks)
     for module in model.modules():
         # Conv1D is GPT-2's linear layer with the weight transposed; a class name needs no import of transformers.
         is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -253,16 +253,27 @@ def blocks(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str], height: int, width: int
 ) -> list[Prunable]:
     """Blocks of `height` outputs and `width` inputs."""
-    return [Blocks(t, height, width) for t in find_targets(model, include, exclude)]
+    return [Blocks(t, height, width) for t in _matrices(model, include, exclude)]
 
 
 @STRUCTURES.register("rows")
 def rows(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Prunable]:
     """All weights of an output."""
-    return [Blocks(t, 1, 0) for t in find_targets(model, include, exclude)]
+    return [Blocks(t, 1, 0) for t in _matrices(model, include, exclude)]
 
 
 @STRUCTURES.register("columns")
 def columns(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Prunable]:
     """All weights of an input."""
-    return [Blocks(t, 0, 1) for t in find_targets(model, include, exclude)]
+    return [Blocks(t, 0, 1) for t in _matrices(model, include, exclude)]
+
+
+def _matrices(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[Target]:
+    found = find_targets(model, include, exclude)
+    stacks = [target.name for target in found if target.is_stack]
+    if stacks:
+        raise TargetError(
+            f"expected single matrices, found those of all experts stacked in {stacks[0]}; prune single weights or "
+            "N:M, or leave them out with exclude=['experts']"
+        )
+    return found

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from hf_compress.architecture.targets import compile_patterns, find_targets
+from hf_compress.architecture.targets import compile_patterns, expert_stacks, find_targets
 
+_PRODUCTS = (torch.addmm, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
@@ -26,7 +27,7 @@ class Place:
     Args:
         name: of the parameter.
         expert: its index in a parameter of three dimensions; None for others.
-        input_dim: which of the first two dimensions is that of the inputs.
+        input_dim: which of the first two dimensions, of the matrix if it is an expert's, is that of the inputs.
         shape: of the parameter.
     """
 
@@ -49,22 +50,20 @@ class Place:
     @property
     def rows_columns(self) -> tuple[int, int]:
         """Outputs and inputs."""
-        if self.expert is not None:
-            return self.shape[1], self.shape[2]
-        outputs = self.shape[1 - self.input_dim]
+        shape = self.shape if self.expert is None else self.shape[1:]
+        outputs = shape[1 - self.input_dim]
         return outputs, self.size // outputs
 
     def read(self, parameter: torch.Tensor) -> torch.Tensor:
         """Return a copy as (outputs, inputs), float32."""
         found = parameter.detach() if self.expert is None else parameter.detach()[self.expert]
-        found = found.movedim(self.input_dim, 1) if self.expert is None else found
-        return found.reshape(self.rows_columns).to(torch.float32, copy=True)
+        return found.movedim(self.input_dim, 1).reshape(self.rows_columns).to(torch.float32, copy=True)
 
     @torch.no_grad()
     def write(self, parameter: torch.Tensor, matrix: torch.Tensor) -> None:
         """Put a matrix (outputs, inputs) back."""
         place = parameter if self.expert is None else parameter[self.expert]
-        moved = place.movedim(self.input_dim, 1) if self.expert is None else place
+        moved = place.movedim(self.input_dim, 1)
         moved.copy_(matrix.reshape(moved.shape))
 
 
@@ -79,7 +78,8 @@ def find_places(model: nn.Module, include: Sequence[str] = (), exclude: Sequence
     Raises:
         TargetError: if a pattern matches nothing, or nothing is left.
     """
-    experts = {name: p for name, p in model.named_parameters() if _holds_experts(name, p)}
+    stacks = expert_stacks(model)
+    experts = {name: p for name, p in model.named_parameters() if id(p) in stacks}
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     wanted, unwanted = compile_patterns("include", include, names), compile_patterns("exclude", exclude, names)
     found = [t for t in find_targets(model, include, exclude) if t.name not in experts]
@@ -92,15 +92,10 @@ def find_places(model: nn.Module, include: Sequence[str] = (), exclude: Sequence
     for name, parameter in experts.items():
         is_wanted = not wanted or any(p.search(name) for p in wanted)
         if is_wanted and not any(p.search(name) for p in unwanted):
-            places += [Place(name, i, 1, tuple(parameter.shape)) for i in range(parameter.shape[0])]
+            inputs = stacks[id(parameter)] - 1
+            places += [Place(name, i, inputs, tuple(parameter.shape)) for i in range(parameter.shape[0])]
     order = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     return sorted(places, key=lambda place: (order[place.name], place.expert or 0))
-
-
-def _holds_experts(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter stacks the matrices of experts: their modules are called so all over transformers."""
-    path = name.rpartition(".")[0]
-    return parameter.dim() == 3 and path.rpartition(".")[2] == "experts" and "bias" not in name
 
 
 @dataclass
@@ -169,8 +164,8 @@ class Looking(TorchFunctionMode):
         if func is F.linear or func in _CONVOLUTIONS:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self._look(args[0] if args else kwargs["input"], weight, func, args, kwargs)
-        elif func in (torch.addmm, torch.matmul, torch.mm) and len(args) > 1:
-            # GPT-2's layers hold their weights transposed.
+        elif func in _PRODUCTS and len(args) > 1:
+            # GPT-2's layers and some experts hold their weights transposed.
             self._look(args[-2], args[-1], func, args, kwargs)
         return func(*args, **kwargs)
 
