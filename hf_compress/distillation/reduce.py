@@ -35,7 +35,8 @@ def valid_positions(batch: Mapping[str, torch.Tensor], alignment: str) -> torch.
         outside the text, do not count; without labels every sample, or every position that is not padding, does.
     """
     labels = batch.get("labels")
-    main = next(iter(batch.values()))
+    # Columns come in any order, and positions of answers have one dimension.
+    main = next((value for value in batch.values() if value.dim() > 1), next(iter(batch.values())))
     if alignment == SPANS and batch.get("start_positions") is not None:
         return batch["start_positions"].view(len(main)) < main.shape[1]
     if alignment in (ROWS, SPANS):

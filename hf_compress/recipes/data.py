@@ -119,6 +119,21 @@ def require_columns(rows: Any, columns: Sequence[str], split: str) -> None:
             )
 
 
+def require_texts(rows: Any, columns: Sequence[str], split: str) -> None:
+    """Make sure that columns hold text.
+
+    Raises:
+        DataError: with the first value that is none.
+    """
+    for column in columns:
+        odd = [value for value in rows[column] if not isinstance(value, str)]
+        if odd:
+            raise DataError(
+                f"column {column!r} of the {split} split must hold text, found {odd[0]!r} in {len(odd)} of its "
+                f"{len(rows)} rows; leave these out"
+            )
+
+
 def source_of(task: TaskConfig) -> dict[str, Any]:
     """Return what records say of the data: id, revision and split."""
     split = task.splits.get("test", "test")

@@ -21,7 +21,7 @@ from hf_compress.recipes import (  # noqa: F401  (each registers its tasks)
     token_tasks,
 )
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.data import ImageRows, Splits, load_rows, load_splits, load_unlabeled
+from hf_compress.recipes.data import ImageRows, Splits, load_rows, load_splits, load_unlabeled, require_texts
 from hf_compress.recipes.labels import class_labels, is_list
 from hf_compress.recipes.metrics import accuracy, multi_label_f1, regression
 from hf_compress.recipes.task import TASKS, Task, load_tokenizer
@@ -75,6 +75,11 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
     columns, label = config.text_columns or ("text",), config.label_column or "label"
     splits, problem = _texts_and_labels(config, columns, label)
     tokenizer = load_tokenizer(config.type, processor_source)
+    if tokenizer.pad_token is None:
+        raise DataError(
+            f"{config.type} pads texts to one length, and the tokenizer of {processor_source} has no padding token; "
+            "save the model with tokenizer.pad_token = tokenizer.eos_token and config.pad_token_id, and start there"
+        )
     classes = len(splits.labels)
 
     def labels_of(values: list[Any]) -> list[Any]:
@@ -87,6 +92,7 @@ def text_classification(config: TaskConfig, processor_source: str | None) -> Tas
         return {**encoded, "labels": labels_of(batch[label])} if label in batch else dict(encoded)
 
     def tensors(name: str, part: Any) -> Any:
+        require_texts(part, columns, name)
         encoded = part.map(encode, batched=True, remove_columns=part.column_names, desc=f"tokenize {name}")
         return encoded.with_format("torch")
 

@@ -35,6 +35,7 @@ from hf_compress.training.setup import (
     check_plain_module,
     push_without_training_state,
     refuse_empty,
+    refuse_scheduler,
 )
 
 # For type checkers the mixin is a Trainer; at run time it stands before whichever Trainer it is mixed into.
@@ -91,6 +92,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         self.add_callback(self._restore)
         self._attach = functools.partial(attach, self, teacher, unlabeled_dataset, self._restore)
         self._follow_model()
+        refuse_scheduler(self, self._sides)
         self._start_record = start_record(self)
         push_without_training_state(self)
 

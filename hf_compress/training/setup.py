@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,20 @@ def is_zero3() -> bool:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     return is_deepspeed_zero3_enabled()
+
+
+def refuse_scheduler(trainer: Any, sides: Sequence[Any]) -> None:
+    """Refuse a scheduler of the user's own where parameters beside the model join the optimizer.
+
+    Raises:
+        UnsupportedError: with what to do.
+    """
+    fresh = sum(p.numel() for side in sides for p in side.modules.parameters())
+    if fresh and getattr(trainer, "lr_scheduler", None) is not None:
+        raise UnsupportedError(
+            f"projections between widths, or learned ranges, add {fresh:,} parameters to the optimizer, which a "
+            "scheduler made before does not know; pass optimizers=(optimizer, None) and choose lr_scheduler_type"
+        )
 
 
 def refuse_zero3() -> None:

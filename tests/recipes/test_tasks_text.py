@@ -120,6 +120,17 @@ def test_other_names_are_compared_by_number_and_said(tmp_path, classifier, caplo
     assert "the model's labels are bad, good, those of the data no, yes" in caplog.text
 
 
+def test_rows_without_text_and_tokenizers_without_padding_are_refused(tmp_path, classifier):
+    rows = {"text": ["the film", None], "label": ["no", "yes"]}
+    with pytest.raises(DataError, match="'text' of the .* split must hold text, found None in 1 of"):
+        task(tmp_path, "text-classification", rows, classifier)
+    tokenizer = tiny_tasks.tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "unpadded")
+    with pytest.raises(DataError, match="has no padding token"):
+        task(tmp_path, "text-classification", {"text": ["a", "b"], "label": [0, 1]}, str(tmp_path / "unpadded"))
+
+
 def test_pairs_are_read_as_the_tokenizer_joins_them(tmp_path, classifier):
     rows = {"one": ["the film", "bad"], "two": ["good", "it was"], "label": [0, 1]}
     found = task(tmp_path, "text-classification", rows, classifier, text_columns=("one", "two"))

@@ -118,6 +118,18 @@ def test_projections_between_widths_learn_and_are_in_checkpoints_and_not_in_the_
         made().train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 
+def test_a_scheduler_that_does_not_know_the_projections_is_refused(tmp_path):
+    model = tiny.bert()
+    optimizer = torch.optim.AdamW(model.parameters())
+    options = {"teacher": tiny.bert(1, **WIDER), "distillation": DistillationConfig(hidden_weight=1.0)}
+    arguments = tiny.arguments(tmp_path, max_steps=2)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(UnsupportedError, match=r"pass optimizers=\(optimizer, None\)"):
+        DistillationTrainer(model, arguments, optimizers=(optimizer, scheduler), **options)
+    rows = tiny.sentences()
+    DistillationTrainer(model, arguments, optimizers=(optimizer, None), train_dataset=rows, **options).train()
+
+
 def test_relations_and_similarities_need_no_projection(tmp_path):
     config = DistillationConfig(relation_weight=1.0, gram_weight=1.0)
     trainer = trainer_of(tmp_path, config=config, teacher=tiny.bert(1, **WIDER), max_steps=2)

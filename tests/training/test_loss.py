@@ -17,6 +17,7 @@ from hf_compress import (
     PruningConfig,
     PruningTrainer,
 )
+from hf_compress.distillation.reduce import valid_positions
 
 CASES = {
     "sentences": (tiny.bert, tiny.sentences),
@@ -227,6 +228,13 @@ def test_multi_label_regression_and_questions_equal_hand_computed_losses(tmp_pat
     for one, other in zip(trainer.model.parameters(), twin.parameters(), strict=True):
         if one.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_columns_of_questions_come_in_any_order():
+    batch = {name: torch.stack([row[name] for row in questions()]) for name in reversed(questions()[0])}
+    assert list(batch)[-1] == "input_ids"
+    found = valid_positions(batch, "spans")
+    assert torch.equal(found, valid_positions(dict(reversed(batch.items())), "spans"))
 
 
 @pytest.mark.parametrize("case", OTHERS)
