@@ -39,6 +39,7 @@ class Teacher:
         self.model = model.to(device) if device is not None and movable else model
         self.model.eval()
         self.accepts = input_names(model)
+        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self._needs_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     @torch.no_grad()
@@ -52,10 +53,16 @@ class Teacher:
         # Encoder-decoders make their decoder inputs from the labels; nobody else needs labels.
         keep_labels = self._needs_labels and inputs.get("decoder_input_ids") is None
         unwanted = LABELS - ({"labels"} if keep_labels else set())
-        chosen = {k: v for k, v in inputs.items() if k in self.accepts and k not in unwanted}
+        chosen = {k: self._cast(v) for k, v in inputs.items() if k in self.accepts and k not in unwanted}
         # A teacher that the student's training touched (a shared module) could have been put into training mode.
         self.model.eval()
         return self.model(**chosen, **(asks or {}))
+
+    def _cast(self, value: Any) -> Any:
+        # Images and sounds come in 32 bit, which layers in 16 bit do not take.
+        is_half = self._dtype in (torch.float16, torch.bfloat16)
+        is_float = isinstance(value, torch.Tensor) and value.dtype == torch.float32
+        return value.to(self._dtype) if is_half and is_float else value
 
     def hidden(self, inputs: Mapping[str, Any], asks: Mapping[str, Any] | None = None) -> tuple[Any, torch.Tensor]:
         """Return the outputs without logits, and what goes into the language-model head instead."""

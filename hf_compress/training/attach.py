@@ -15,7 +15,7 @@ from hf_compress.training.agreement import TeacherAgreement
 from hf_compress.training.aware import aware_callback
 from hf_compress.training.loss import CompressionLoss
 from hf_compress.training.projections import SideCallback, projection_callback
-from hf_compress.training.setup import refuse_zero3
+from hf_compress.training.setup import refuse_reentrant, refuse_zero3
 from hf_compress.training.unlabeled import unlabeled_batches
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> 
     objective, agreement, sides = None, None, []
     if config is not None:
         refuse_zero3()
+        refuse_reentrant(trainer.args, config)
         objective = make_objective(config, teacher, trainer.model, trainer.args.device, trainer.processing_class)
         _warn_of_columns(trainer, objective.teachers_own)
         if objective.projections:

@@ -124,6 +124,20 @@ def refuse_scheduler(trainer: Any, sides: Sequence[Any]) -> None:
         )
 
 
+def refuse_reentrant(args: Any, config: Any) -> None:
+    """Refuse layer terms whose gradients get lost in reentrant gradient checkpointing.
+
+    Raises:
+        UnsupportedError: with the option to set.
+    """
+    is_reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if is_reentrant and (config.attention_weight > 0 or config.relation_weight > 0):
+        raise UnsupportedError(
+            "attention_weight and relation_weight look inside layers, and reentrant gradient checkpointing keeps no "
+            "gradient of that; set gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+
+
 def refuse_zero3() -> None:
     """Refuse what cannot work where weights are shared out as they are loaded.
 

@@ -130,6 +130,27 @@ def test_a_scheduler_that_does_not_know_the_projections_is_refused(tmp_path):
     DistillationTrainer(model, arguments, optimizers=(optimizer, None), train_dataset=rows, **options).train()
 
 
+@pytest.mark.parametrize("name", ["hidden_weight", "attention_weight", "relation_weight", "gram_weight"])
+def test_gradient_checkpointing_changes_no_gradient_or_is_refused(tmp_path, name):
+    def norm(**arguments):
+        config = DistillationConfig(task_weight=0.0, logit_weight=0.0, **{name: 1.0})
+        trainer = DistillationTrainer(
+            tiny.llama(), tiny.arguments(tmp_path, max_steps=1, **arguments), train_dataset=tiny.texts(),
+            teacher=tiny.llama(1), distillation=config,
+        )  # fmt: skip
+        trainer.train()
+        return trainer.state.log_history[0]["grad_norm"]
+
+    expected = norm()
+    assert norm(gradient_checkpointing=True) == pytest.approx(expected, rel=1e-4)
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    if name in ("attention_weight", "relation_weight"):
+        with pytest.raises(UnsupportedError, match="use_reentrant"):
+            norm(**reentrant)
+    else:
+        assert norm(**reentrant) == pytest.approx(expected, rel=1e-4)
+
+
 def test_relations_and_similarities_need_no_projection(tmp_path):
     config = DistillationConfig(relation_weight=1.0, gram_weight=1.0)
     trainer = trainer_of(tmp_path, config=config, teacher=tiny.bert(1, **WIDER), max_steps=2)

@@ -4,7 +4,12 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from hf_compress import DistillationConfig, DistillationTrainer, cache_teacher
 from hf_compress.distillation.teacher import Teacher
@@ -72,3 +77,12 @@ def test_a_teacher_with_adapters_or_compiled_takes_what_it_took_without():
     row = {name: value[None] for name, value in pairs(1)[0].items()}
     # New adapters change nothing.
     assert torch.equal(adapted.outputs(row).logits, plain.outputs(row).logits)
+
+
+def test_a_teacher_in_16_bit_takes_images_in_32():
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    teacher, row = ResNetForImageClassification(config), {"pixel_values": torch.randn(4, 3, 32, 32)}
+    expected = Teacher(teacher).outputs(row).logits
+    found = Teacher(teacher.to(torch.bfloat16)).outputs(row).logits
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
