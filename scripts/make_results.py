@@ -454,17 +454,20 @@ def joint() -> str:
             f"{than_eighth} as fast as that in 8 bit (target x2).",
             record_table(name, "accuracy"), pictures(name),
         ]  # fmt: skip
-    seeds = load("joint_sst2_seeds")
-    dense, runs = seeds["dense"], seeds["accuracy"].values()
-    steps = {"cut, untrained": "cut", "distilled": "distilled", "in 8 bit": "int8"}
-    lost = {key: 100 * (statistics.mean(r[key] for r in runs) - dense) for key in steps.values()}
-    rows = [[name, spread([r[key] for r in runs], 100), f"{lost[key]:+.2f}"] for name, key in steps.items()]
+    name = "joint_sst2_seeds"
+    found = {r.model: r for r in records(name)}
+    dense, small = found["dense"].get("accuracy").value, [r for m, r in found.items() if m.startswith("small")]
+    runs = load(name)["accuracy"].values()
+    steps = {"cut, untrained": [r["cut"] for r in runs], "distilled": [r["distilled"] for r in runs],
+             "in 8 bit": [r.get("accuracy").value for r in small]}  # fmt: skip
+    lost = {step: 100 * (statistics.mean(values) - dense) for step, values in steps.items()}
     parts += [
         f"The first again on a fourth machine, three seeds, from a dense model of {100 * dense:.2f} %; "
-        f"{max(r['bytes'] for r in runs) / 1e6:.2f} MB of weights. Target {verdict(lost['int8'], -0.7)}.",
-        table(["30 % of heads and neurons", "accuracy, %", "points"], rows),
-    ]
-    return "\n\n".join([*parts, link("joint_sst2_third", "joint_sst2", "joint_sst2_seeds")])
+        f"{value(small[0], 'bytes_on_disk')}. Target {verdict(lost['in 8 bit'], -0.7)}.",
+        table(["30 % of heads and neurons", "accuracy, %", "points"],
+              [[step, spread(values, 100), f"{lost[step]:+.2f}"] for step, values in steps.items()]),
+    ]  # fmt: skip
+    return "\n\n".join([*parts, link("joint_sst2_third", "joint_sst2", name)])
 
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
