@@ -155,9 +155,9 @@ def _harness(arguments: argparse.Namespace) -> dict[str, Any]:
 def _named(models: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for given in models:
-        name, _, folder = ("", "", given) if Path(given).exists() else given.partition("=")
-        folder = folder or name
-        name = name if folder != name and name else Path(folder).resolve().name
+        name, is_named, folder = given.partition("=")
+        if not is_named or Path(given).exists():
+            name, folder = Path(given).resolve().name, given
         if name in found:
             raise ConfigError(f"two models are called {name!r}; give each a name of its own: NAME=FOLDER")
         found[name] = folder

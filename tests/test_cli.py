@@ -6,8 +6,10 @@ from pathlib import Path
 import language
 import pytest
 import tiny
+import tiny_tasks
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from architectures import build
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_compress.cli import main
 
@@ -61,6 +63,25 @@ def test_prune_and_shrink_make_plain_folders(tmp_path, capsys):
     assert models["small"].config.vocab_size < models["half"].config.vocab_size
     settings = json.loads((tmp_path / "half" / "oneshot.json").read_text())["calibration"]
     assert (settings["samples"], settings["length"], settings["seed"], settings["tokens"]) == (8, 16, 0, 128)
+
+
+def test_units_of_one_of_several_fields_are_named(tmp_path):
+    source = tmp_path / "t5"
+    build("t5").save_pretrained(source)
+    tiny_tasks.tokenizer().save_pretrained(source)
+    assert main(["shrink", str(source), str(tmp_path / "small"), "--keep", "layers.num_layers=2", "ffn=8"]) == 0
+    whole, config = (AutoModelForSeq2SeqLM.from_pretrained(p).config for p in (source, tmp_path / "small"))
+    assert (config.num_layers, config.num_decoder_layers, config.d_ff) == (2, whole.num_decoder_layers, 8)
+    assert whole.num_layers == 3
+
+
+def test_sequence_to_sequence_models_are_pruned_on_plain_text(tmp_path):
+    source, text = tiny_tasks.save_t5(tmp_path / "t5"), tmp_path / "my.txt"
+    text.write_text(" ".join(tiny_tasks.sentences(40)))
+    options = ["--text", str(text), "--sparsity", "0.5", "--samples", "4", "--length", "8"]
+    assert main(["prune", source, str(tmp_path / "out"), *options]) == 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    assert float((model.encoder.block[0].layer[0].SelfAttention.q.weight == 0).double().mean()) == 0.5
 
 
 def test_two_processes_prune_one_folder_together(tmp_path):

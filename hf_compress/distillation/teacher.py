@@ -30,6 +30,9 @@ class Teacher:
     Args:
         model: the teacher; it is put into evaluation mode.
         device: where to run it; a model that is quantized or split over devices stays where it is.
+
+    Attributes:
+        accepts: names of what its forward call takes.
     """
 
     is_sampled = False

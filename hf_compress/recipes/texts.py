@@ -11,7 +11,16 @@ import torch
 
 from hf_compress.errors import DataError
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.data import SPLITS, Splits, file_paths, load_raw, pick_split, require_columns, source_of
+from hf_compress.recipes.data import (
+    SPLITS,
+    Splits,
+    file_paths,
+    load_raw,
+    pick_split,
+    require_columns,
+    require_texts,
+    source_of,
+)
 from hf_compress.recipes.folds import fold_of_texts
 
 _CHUNK = 1000
@@ -31,11 +40,9 @@ def load_texts(task: TaskConfig) -> Splits:
         if found is None:
             continue
         require_columns(found, (column,), name)
+        require_texts(found, (column,), name)
         # A file of lines lost its line ends in loading.
         is_lines = any(path.endswith(".txt") for path in file_paths(task.files))
-        odd = [text for text in found[column] if not isinstance(text, str)]
-        if odd:
-            raise DataError(f"column {column!r} of the {name} split must hold text, found {odd[0]!r}")
         rows[name] = [f"{text}\n" if is_lines else text for text in found[column]]
     for name in ("test", "validation"):
         if name not in rows:

@@ -37,7 +37,9 @@ class Attached(NamedTuple):
     loss: CompressionLoss
 
 
-def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> Attached:
+def attach(
+    trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any, before: TeacherEnsemble | None = None
+) -> Attached:
     """Make everything that looks into `trainer.model`, but for the pruner, which attaches itself at each training.
 
     Args:
@@ -45,6 +47,7 @@ def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> 
         teacher: as `CompressionMixin` takes it.
         unlabeled_dataset: rows for the teachers' terms alone; None for none.
         restore: the callback that knows which checkpoint a run resumes from.
+        before: of the model before this one, whose teachers are loaded.
 
     Raises:
         ConfigError, TeacherError, UnsupportedError: as `CompressionMixin`.
@@ -54,6 +57,8 @@ def attach(trainer: Any, teacher: Any, unlabeled_dataset: Any, restore: Any) -> 
     if config is not None:
         refuse_zero3()
         refuse_reentrant(trainer.args, config)
+        if before is not None and not config.cache:
+            teacher = [each.teacher.model for each in before.objectives]
         objective = make_objective(config, teacher, trainer.model, trainer.args.device, trainer.processing_class)
         _warn_of_columns(trainer, objective.teachers_own)
         if objective.projections:

@@ -25,8 +25,7 @@ def last_complete_checkpoint(output_dir: str | Path, **needs: Any) -> Path | Non
 
     Newer ones that are not whole are named in a warning.
     """
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _step(p) is not None]
-    for folder in sorted(folders, key=lambda p: _step(p) or 0, reverse=True):
+    for folder in sorted(_checkpoints(output_dir), key=lambda p: _step(p) or 0, reverse=True):
         faults = list(checkpoint_faults(folder, **needs))
         if not faults:
             return folder
@@ -34,9 +33,8 @@ def last_complete_checkpoint(output_dir: str | Path, **needs: Any) -> Path | Non
     return None
 
 
-def has_checkpoint(output_dir: str | Path) -> bool:
-    """Say whether there is any `checkpoint-N` folder, whole or not."""
-    return any(p.is_dir() and _step(p) is not None for p in Path(output_dir).glob("checkpoint-*"))
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    return [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _step(p) is not None]
 
 
 def checkpoint_to_resume(output_dir: str | Path, wanted: str | Path | bool, **needs: Any) -> Path | None:
@@ -48,7 +46,7 @@ def checkpoint_to_resume(output_dir: str | Path, wanted: str | Path | bool, **ne
     if wanted is not True:
         return require_complete(str(wanted), **needs)
     found = last_complete_checkpoint(output_dir, **needs)
-    if found is None and has_checkpoint(output_dir):
+    if found is None and _checkpoints(output_dir):
         raise CheckpointError(
             f"no checkpoint in {Path(output_dir).name} is whole, the log says why; train anew, or name a folder that "
             "holds one"

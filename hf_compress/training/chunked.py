@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Trainer
 
+from hf_compress.architecture.decoder import without_labels
 from hf_compress.architecture.modes import evaluating
 from hf_compress.distillation.chunked import after, chunked_head_loss, rows_at_a_time
 from hf_compress.distillation.ensemble import TeacherEnsemble
@@ -118,11 +119,8 @@ class ChunkedLoss:
         return ChunkedTerms(total, task if has_task else None, divergence, positions.sum(), layers)
 
     def _without_labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        found = {k: v for k, v in inputs.items() if k not in LABELS and k not in self.objective.teachers_own}
-        model = _plain(self.trainer.model)
-        if model.config.is_encoder_decoder and "labels" in inputs and "decoder_input_ids" not in inputs:
-            found["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
-        return found
+        found = without_labels(_plain(self.trainer.model), inputs)
+        return {k: v for k, v in found.items() if k not in LABELS and k not in self.objective.teachers_own}
 
     def _try_out(self, model: nn.Module, inputs: Mapping[str, Any]) -> str:
         """Return why the loss of a few tokens is not what the model itself says, "" if it is."""

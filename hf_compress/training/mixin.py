@@ -99,7 +99,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
     def _follow_model(self) -> None:
         for side in self._sides:
             self.remove_callback(side)
-        self._objective, self._agreement, self._sides, self._loss = self._attach()
+        self._objective, self._agreement, self._sides, self._loss = self._attach(self._objective)
         for side in self._sides:
             self.add_callback(side)
 

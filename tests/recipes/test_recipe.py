@@ -9,6 +9,7 @@ from pathlib import Path
 import language
 import pytest
 import tiny_recipe
+import tiny_tasks
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
@@ -360,6 +361,18 @@ def test_built_in_recipes_are_valid_and_survive_a_round_trip(name):
     assert type(recipe).from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
     assert {s.kind for s in recipe.stages} <= set(STAGES)
     assert Path(name).name == name
+
+
+def test_layers_of_two_stacks_go_as_a_stage(tmp_path, quick_measures):
+    rows = {"source": ["it was", "the film"] * 4, "target": ["good", "bad"] * 4}
+    file = tiny_tasks.write(tmp_path / "rows.parquet", rows)
+    left = {"num_layers": [0], "num_decoder_layers": [0]}
+    stage = {"name": "small", "kind": "shrink", "source": tiny_tasks.save_t5(tmp_path / "t5"), "layers": left}
+    task = {"type": "sequence-to-sequence", "files": {"train": file, "test": file}, "max_target_length": 6}
+    run = run_recipe({"name": "t5", "task": task, "stages": [stage]}, tmp_path / "run")
+    config = json.loads((run / "small" / "config.json").read_text())
+    assert (config["num_layers"], config["num_decoder_layers"]) == (1, 1)
+    assert "pipeline_tag" not in (run / "README.md").read_text()
 
 
 def test_a_recipe_of_one_stage_is_measured_alone(tmp_path, quick_measures):

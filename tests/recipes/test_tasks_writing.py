@@ -19,6 +19,7 @@ from hf_compress.recipes.audio import resample
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.embeddings import embed, embedding_metrics
 from hf_compress.recipes.tasks import build_task
+from hf_compress.recipes.texts import load_texts
 from hf_compress.training.embedding import mean_pooled
 
 CHATS = [
@@ -70,6 +71,16 @@ def test_chats_that_teach_nothing_are_refused(tmp_path, template, length, messag
     options = {"text_columns": ("messages",), "max_length": length}
     with pytest.raises(DataError, match=message):
         build(tmp_path, "causal-language-modeling", {"messages": CHATS}, source, **options)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_lines_of_text_files_keep_their_ends(tmp_path, as_list):
+    file = tmp_path / "my.txt"
+    file.write_text("".join(f"{sentence}\n" for sentence in tiny_tasks.sentences(40)))
+    found = load_texts(
+        TaskConfig(type="causal-language-modeling", files={"train": [str(file)] if as_list else str(file)})
+    )
+    assert all(line.endswith("\n") for lines in found.rows.values() for line in lines)
 
 
 def test_training_masks_anew_and_evaluation_always_the_same(tmp_path):

@@ -61,7 +61,7 @@ def whisper(seed):
         for field, n in {"layers": 1, "attention_heads": 2, "ffn_dim": 32}.items()
     }
     ids = {"decoder_start_token_id": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return WhisperForConditionalGeneration(WhisperConfig(vocab_size=60, **sizes, **parts, **ids))
+    return WhisperForConditionalGeneration(WhisperConfig(vocab_size=VOCABULARY, **sizes, **parts, **ids))
 
 
 def spoken(count=8):

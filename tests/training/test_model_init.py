@@ -11,6 +11,7 @@ from hf_compress import (
     DistillationTrainer,
     QuantizationConfig,
 )
+from hf_compress.distillation import ensemble
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,20 @@ def test_it_trains_as_with_the_model_itself(tmp_path, options, caplog):
     expected, found = trained(model=tiny.llama(0)), trained(model_init=lambda: tiny.llama(0))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert "logits are made whole" not in caplog.text
+
+
+def test_a_teacher_in_a_folder_is_loaded_once(tmp_path, monkeypatch):
+    tiny.llama(1).save_pretrained(tmp_path / "teacher")
+    loaded, load = [], ensemble.load_teacher_model
+    monkeypatch.setattr(ensemble, "load_teacher_model", lambda *args: loaded.append(load(*args)) or loaded[-1])
+    trainer = DistillationTrainer(
+        model_init=lambda: tiny.llama(0), args=tiny.arguments(tmp_path, max_steps=1), train_dataset=tiny.texts(),
+        teacher=tmp_path / "teacher", distillation=DistillationConfig(),
+    )  # fmt: skip
+    trainer.train()
+    assert len(loaded) == 1
+    assert trainer._objective.objectives[0].teacher.model is loaded[0]
+    assert trainer._objective.objectives[0].student is trainer.model
 
 
 def test_projections_are_those_of_the_new_model(tmp_path):
