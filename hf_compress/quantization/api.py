@@ -5,7 +5,9 @@ Level: state.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import nn
 
 from hf_compress.architecture.heads import head_modules
 from hf_compress.architecture.loading import refusing
+from hf_compress.architecture.targets import expert_stacks
 from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.measurement import load
 from hf_compress.measurement.inputs import dummy_inputs
@@ -74,9 +77,15 @@ def quantize(
     with whole_folder(output) as part:
         skip = modules_to_skip(model_class, source, config, scheme)
         model = load_quantized(source, config, skip, batches)
+        with _running(model, config):
+            failing = scheme.cannot_run(model)
+        if failing:
+            skip = modules_to_skip(model_class, source, config, scheme, failing)
+            model = load_quantized(source, config, skip, batches)
         # bitsandbytes repacks 4-bit weights for the CPU at the first forward pass and saves them wrongly after it.
         model.save_pretrained(part)
-        _check_reload(model, model_class, part)
+        with _running(model, config):
+            _check_reload(model, model_class, part)
         copy_companions(source, part)
     return output
 
@@ -98,7 +107,7 @@ def load_quantized(source: str | Path, config: QuantizationConfig, skip: Sequenc
     dtype = {} if config.dtype is None else {"dtype": getattr(torch, config.dtype)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"quantization_config": scheme(config, skip, batches), "device_map": {"": device}, **dtype}
-    with refusing(QuantizationError, str(source)):
+    with refusing(QuantizationError, str(source), f"{config.scheme} does not take this model"):
         model, info = load.model_class(source).from_pretrained(source, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -109,8 +118,21 @@ def load_quantized(source: str | Path, config: QuantizationConfig, skip: Sequenc
     return model.eval()
 
 
-def modules_to_skip(model_class: Any, source: Path, config: QuantizationConfig, scheme: Scheme) -> list[str]:
+def modules_to_skip(
+    model_class: Any,
+    source: Path,
+    config: QuantizationConfig,
+    scheme: Scheme,
+    failing: Mapping[str, str] | None = None,
+) -> list[str]:
     """Return the names of modules that stay as they are: heads, those asked for, and those that do not fit.
+
+    Args:
+        model_class: of transformers.
+        source: folder of a plain model.
+        config: with `skip_modules`.
+        scheme: that `config` names.
+        failing: layers that turned out not to run, with the reason.
 
     Raises:
         QuantizationError: if a name matches nothing, or nothing is left to quantize.
@@ -119,14 +141,40 @@ def modules_to_skip(model_class: Any, source: Path, config: QuantizationConfig, 
 
     with refusing(ConfigError, str(source)), torch.device("meta"):
         skeleton = model_class(AutoConfig.from_pretrained(source, trust_remote_code=False))
-    fit, unfit = layers_by_fit(skeleton, config, scheme)
-    if not fit:
+    stacked = expert_stacks(skeleton)
+    if stacked:
+        share = sum(p.numel() for p in skeleton.parameters() if id(p) in stacked) / skeleton.num_parameters()
+        warnings.warn(
+            f"transformers quantizes linear layers only: the stacked weights of {model_class.__name__}'s experts, "
+            f"{share:.0%} of its parameters, stay as they are",
+            stacklevel=3,
+        )
+    return [*head_modules(skeleton), *config.skip_modules, *check_quantizable(skeleton, config, scheme, failing)]
+
+
+def check_quantizable(
+    model: nn.Module, config: QuantizationConfig, scheme: Scheme, failing: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the linear layers that must be left alone, with the reason, if others are left to quantize.
+
+    Raises:
+        QuantizationError: if there is none, the scheme does not take the model, or `config.skip_modules` matches no
+            module.
+    """
+    if reason := scheme.refuses(model):
+        raise QuantizationError(
+            f"{type(model).__name__} cannot be quantized with {config.scheme}: {reason}; take int8 or nf4 of "
+            "bitsandbytes, or export it in 8 bit"
+        )
+    fit, unfit = layers_by_fit(model, config, scheme)
+    unfit |= failing or {}
+    if not fit.keys() - unfit.keys():
         reasons = "; ".join(f"{n}: {reason}" for n, reason in list(unfit.items())[:3])
         raise QuantizationError(
-            f"{model_class.__name__} has no linear layer to quantize besides its output head and the skipped modules "
+            f"{type(model).__name__} has no linear layer to quantize besides its output head and the skipped modules "
             f"({', '.join(config.skip_modules) or 'none'}){'; ' + reasons if reasons else ''}"
         )
-    return [*head_modules(skeleton), *config.skip_modules, *unfit]
+    return unfit
 
 
 def layers_by_fit(
@@ -158,11 +206,27 @@ def _is_skipped(name: str, skip: Sequence[str]) -> bool:
     return any(re.match(rf"(?:{s})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(s) for s in skip)
 
 
+@contextlib.contextmanager
+def _running(model: nn.Module, config: QuantizationConfig) -> Iterator[None]:
+    try:
+        yield
+    except QuantizationError:
+        raise
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise QuantizationError(
+            f"{type(model).__name__} fails in a forward pass once {config.scheme} holds its weights: "
+            f"{str(error) or type(error).__name__}; name in skip_modules the layers whose weights it reads without "
+            "calling them (in WavLM q_proj, k_proj, v_proj and out_proj), or take another scheme"
+        ) from error
+
+
 @torch.inference_mode()
 def _check_reload(model: Any, model_class: Any, folder: Path) -> None:
     inputs = dummy_inputs(model, batch_size=2)
     expected = model(**inputs)[0].float()
-    found = model_class.from_pretrained(folder, device_map={"": model.device}).eval()(**inputs)[0].float()
+    with refusing(QuantizationError, "what was quantized", "nothing was written"):
+        again = model_class.from_pretrained(folder, device_map={"": model.device}).eval()
+    found = again(**inputs)[0].float()
     difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= _RELOAD_TOLERANCE:
         raise QuantizationError(

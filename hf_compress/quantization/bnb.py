@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import FP4, NF4, round_blocks, round_rows
 from hf_compress.quantization.schemes import SCHEMES, Scheme, linear_inputs
@@ -63,13 +64,58 @@ def _block(config: QuantizationConfig) -> int | None:
     return 64
 
 
-def _no_blocks(module: nn.Module, config: QuantizationConfig) -> str:
-    # On CPUs bitsandbytes 0.50 starts a new block with each row when it unpacks, but not when it packs.
+def _no_blocks(module: Any, config: QuantizationConfig) -> str:
+    # On CPUs bitsandbytes 0.50 starts a new block with each row when it unpacks, but not when it packs; those with
+    # AVX512-BF16 take 32 outputs at a time.
     inputs = linear_inputs(module)
-    return f"its {inputs} inputs are no multiple of 64, which bitsandbytes unpacks wrongly" if inputs % 64 else ""
+    outputs = module.weight.numel() // max(inputs, 1)
+    if inputs % 64:
+        return f"its {inputs} inputs are no multiple of 64, which bitsandbytes unpacks wrongly"
+    return (
+        f"its {outputs} outputs are no multiple of 32, which bitsandbytes cannot run on CPUs" if outputs % 32 else ""
+    )
 
 
-SCHEMES.register("int8")(Scheme(_int8, _bits, _PACKAGES, frozenset({"threshold"}), rounds=_round_int8, levels=127.0))
+@torch.inference_mode()
+def _deep_inputs(model: Any) -> dict[str, str]:
+    # On CPUs bitsandbytes 0.50 takes the largest value of each row along the wrong dimension then.
+    found, hooks = {}, []
+
+    def watch(name: str, layer: nn.Module) -> None:
+        shape: list[int] = []
+
+        def before(module: nn.Module, inputs: Any) -> Any:
+            shape[:] = inputs[0].shape[:-1]
+            if len(shape) > 2:
+                found[name] = f"its inputs have {len(shape) + 1} dimensions, which 8 bits of bitsandbytes fail on"
+            return (inputs[0].flatten(0, -2),)
+
+        def after(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return output.unflatten(0, shape)
+
+        hooks.extend([layer.register_forward_pre_hook(before), layer.register_forward_hook(after)])
+
+    for name in quantized_layers(model):
+        watch(name, model.get_submodule(name))
+    try:
+        model(**dummy_inputs(model, batch_size=2))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+SCHEMES.register("int8")(
+    Scheme(
+        _int8,
+        _bits,
+        _PACKAGES,
+        frozenset({"threshold"}),
+        rounds=_round_int8,
+        cannot_run=_deep_inputs,
+        levels=127.0,
+    )
+)
 for _name in ("nf4", "fp4"):
     SCHEMES.register(_name)(
         Scheme(_4_bit, _bits, _PACKAGES, _OPTIONS_4_BIT, rounds=_round_4_bit, unfit=_no_blocks, group=_block)

@@ -33,6 +33,8 @@ class Scheme:
         options: fields of `QuantizationConfig` that it takes besides the common ones.
         rounds: (weight, config) -> the numbers that its codes stand for; None where training cannot simulate it.
         unfit: (layer, config) -> why this layer must be left alone, or nothing.
+        refuses: (model) -> why transformers could not load it with this scheme, or nothing.
+        cannot_run: (quantized model) -> its layers that fail in a forward pass, with the reason.
         group: (config) -> neighbouring inputs that share a scale, None for all of an output.
         levels: where all of an output share 8-bit codes: what their largest absolute value is divided by.
         activations: how it rounds inputs, as in `QuantizationConfig.activations`.
@@ -45,6 +47,8 @@ class Scheme:
     options: frozenset[str] = frozenset()
     rounds: Callable[[torch.Tensor, QuantizationConfig], torch.Tensor] | None = None
     unfit: Callable[[nn.Module, QuantizationConfig], str] = field(default=lambda module, config: "")
+    refuses: Callable[[nn.Module], str] = lambda model: ""
+    cannot_run: Callable[[Any], dict[str, str]] = lambda model: {}
     group: Callable[[QuantizationConfig], int | None] = lambda config: None
     levels: float | None = None
     activations: str = "none"

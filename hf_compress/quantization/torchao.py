@@ -46,6 +46,16 @@ def _no_groups(module: nn.Module, config: QuantizationConfig) -> str:
     return f"its {inputs} inputs are no multiple of the group size {config.group_size}"
 
 
+def _refuses(model: Any) -> str:
+    # transformers asks for them while it loads; torchao splits names at their last dot.
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError:
+        return "transformers loads torchao's codes only into models that name their input embeddings"
+    outside = [name for name in model.state_dict() if "." not in name]
+    return f"torchao cannot load a model with a tensor outside of its modules ({outside[0]})" if outside else ""
+
+
 def _bits(config: QuantizationConfig) -> float:
     # Scale and zero point of each group; codes take a byte each, those of 4 bits too.
     return 8.0 if config.scheme != "torchao-int4" or config.group_size is None else 8 + 40 / config.group_size
@@ -75,10 +85,19 @@ def _int4(config: QuantizationConfig, skip: Sequence[str], batches: Sequence[Any
     return _wrap(IntxWeightOnlyConfig(torch.int4, group), skip)
 
 
-_ROWS: dict[str, Any] = {"rounds": _round_8_bits, "unfit": _transposed, "levels": 127.5}
+_ROWS: dict[str, Any] = {"rounds": _round_8_bits, "unfit": _transposed, "refuses": _refuses, "levels": 127.5}
 SCHEMES.register("torchao-int8")(Scheme(_int8, _bits, _PACKAGES, **_ROWS))
 SCHEMES.register("torchao-int8-dynamic")(Scheme(_int8_dynamic, _bits, _PACKAGES, **_ROWS, activations="dynamic"))
 # Codes of 4 bits, stored in a byte each: what the runtimes of torchao unpack on a CPU.
 SCHEMES.register("torchao-int4")(
-    Scheme(_int4, _bits, _PACKAGES, frozenset({"group_size"}), rounds=_round_4_bits, unfit=_no_groups, group=_group)
+    Scheme(
+        _int4,
+        _bits,
+        _PACKAGES,
+        frozenset({"group_size"}),
+        rounds=_round_4_bits,
+        unfit=_no_groups,
+        refuses=_refuses,
+        group=_group,
+    )
 )

@@ -32,7 +32,7 @@ from hf_compress.training.publish import check_saved_zeros, push_trainer, start_
 from hf_compress.training.restore import RestoreWeights
 from hf_compress.training.setup import (
     check_arguments,
-    check_plain_module,
+    check_model,
     push_without_training_state,
     refuse_empty,
     refuse_scheduler,
@@ -78,7 +78,7 @@ class CompressionMixin(_Base):  # type: ignore[misc,valid-type]
         super().__init__(*args, **kwargs)
         if compression is None:
             return
-        check_plain_module(self.model, compression, self.args.push_to_hub)
+        check_model(self.model, compression, self.args.push_to_hub)
         protect_4bit(self.model)
         if compression.pruning is not None:
             refuse_sharding(self.args)

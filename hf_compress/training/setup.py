@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_compress.config import CompressionConfig
 from hf_compress.errors import ConfigError, DataError, UnsupportedError
+from hf_compress.quantization.api import check_quantizable
 from hf_compress.quantization.schemes import usable_scheme
 from hf_compress.training.background import BackgroundPush
 
@@ -52,13 +53,15 @@ def is_plain_module(model: Any) -> bool:
     return not hasattr(model, "save_pretrained")
 
 
-def check_plain_module(model: Any, compression: CompressionConfig, push_to_hub: bool) -> None:
-    """Refuse, before training, what cannot be done with a plain module afterwards.
+def check_model(model: Any, compression: CompressionConfig, push_to_hub: bool) -> None:
+    """Refuse, before training, what cannot be done with the model afterwards.
 
     Raises:
-        UnsupportedError: for quantization after training, and for a push.
+        UnsupportedError: for quantization after training, and for a push, of a plain module.
+        QuantizationError: if the scheme does not take the model, or `skip_modules` matches nothing in it.
     """
     if not is_plain_module(model):
+        _check_quantization(model, compression)
         return
     if compression.quantization is not None and not compression.quantization.aware:
         raise UnsupportedError(
@@ -67,6 +70,14 @@ def check_plain_module(model: Any, compression: CompressionConfig, push_to_hub: 
         )
     if push_to_hub:
         refuse_card(model)
+
+
+def _check_quantization(model: Any, compression: CompressionConfig) -> None:
+    config = compression.quantization
+    model = model.get_base_model() if hasattr(model, "merge_and_unload") else model
+    # What is trained with rounded weights is checked when they are; adapters on codes are saved as adapters.
+    if config is not None and not config.aware and not getattr(model, "is_quantized", False):
+        check_quantizable(model, config, usable_scheme(config))
 
 
 def refuse_card(model: Any) -> None:

@@ -233,6 +233,9 @@ def test_what_training_cannot_do_is_refused_before_it_starts(tmp_path):
         (QuantizationConfig("torchao-int4", aware=True, group_size=7), "no linear layer that torchao-int4 can round"),
         (QuantizationConfig("int8", aware=True, skip_modules=("quary",)), "skip_modules matches no module: quary"),
         (QuantizationConfig("gptq", aware=True), "cannot simulate gptq"),
+        # After training, but seen before it.
+        (QuantizationConfig("int8", skip_modules=("quary",)), "skip_modules matches no module: quary"),
+        (QuantizationConfig("torchao-int4", group_size=7), "64 inputs are no multiple of the group size 7"),
     ]
     for config, message in cases:
         with pytest.raises(QuantizationError, match=message):

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from architectures import build
 from safetensors import safe_open
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
 
@@ -12,6 +13,7 @@ from hf_compress import QuantizationConfig, quantize
 from hf_compress.errors import ConfigError, MissingDependencyError, QuantizationError
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization import api, schemes
+from hf_compress.quantization.bnb import quantized_layers
 from hf_compress.quantization.schemes import SCHEMES, scheme_of
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
@@ -78,13 +80,16 @@ def test_layers_that_do_not_fit_are_left_alone(tmp_path):
         quantize(tmp_path / "source", tmp_path / "none", QuantizationConfig("torchao-int4", group_size=40))
 
 
-def test_4_bit_rows_that_bitsandbytes_unpacks_wrongly_on_cpus_stay_as_they_are(tmp_path):
-    model = tiny.bert(hidden_size=96, intermediate_size=128)
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "quantized"), [(96, 128, "output.dense"), (64, 100, "attention.output.dense")]
+)
+def test_4_bit_layers_that_bitsandbytes_fails_on_on_cpus_stay_as_they_are(tmp_path, hidden, intermediate, quantized):
+    model = tiny.bert(hidden_size=hidden, intermediate_size=intermediate)
     model.save_pretrained(tmp_path / "source")
     quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig("nf4"))
     again = type(model).from_pretrained(tmp_path / "quantized")
     layers = {n: m.weight.dtype for n, m in again.named_modules() if n.endswith("dense") and "layer.0" in n}
-    assert {n.split("layer.0.")[1] for n, dtype in layers.items() if dtype == torch.uint8} == {"output.dense"}
+    assert {n.split("layer.0.")[1] for n, dtype in layers.items() if dtype == torch.uint8} == {quantized}
     inputs = dummy_inputs(model, 2)
     wanted = logits(model, inputs)
     assert (logits(again, inputs) - wanted).norm() / wanted.norm() < 0.2
@@ -96,6 +101,48 @@ def test_transposed_layers_that_torchao_leaves_alone_silently_are_refused(tmp_pa
     GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(tmp_path / "source")
     with pytest.raises(QuantizationError, match="its weight is transposed"):
         quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig(scheme))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "message"),
+    [
+        ("convnext", "int8", "pwconv1: its inputs have 4 dimensions"),
+        ("wavlm", "int8", "fails in a forward pass .* name in skip_modules"),
+        ("wav2vec2", "torchao-int8", "only into models that name their input embeddings"),
+        ("bart", "torchao-int4", "a tensor outside of its modules .final_logits_bias."),
+    ],
+)
+def test_models_that_a_scheme_cannot_run_or_load_are_refused_with_the_reason(tmp_path, name, scheme, message):
+    pytest.importorskip(scheme.split("-")[0] if "-" in scheme else "bitsandbytes")
+    build(name).save_pretrained(tmp_path / "source")
+    with pytest.raises(QuantizationError, match=message):
+        quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig(scheme))
+    assert not (tmp_path / "quantized").exists()
+
+
+def test_layers_whose_inputs_bitsandbytes_cannot_run_are_left_alone(tmp_path):
+    model = build("wavlm")
+    model.save_pretrained(tmp_path / "source")
+    config = QuantizationConfig(skip_modules=("q_proj", "k_proj", "v_proj", "out_proj"))
+    quantize(tmp_path / "source", tmp_path / "quantized", config)
+    again = type(model).from_pretrained(tmp_path / "quantized")
+    held = {name.split("layers.0.")[1] for name in quantized_layers(again) if "layers.0." in name}
+    assert held == {"feed_forward.intermediate_dense", "feed_forward.output_dense"}
+    inputs = dummy_inputs(model, 2)
+    wanted = logits(model, inputs)
+    assert (logits(again, inputs) - wanted).norm() / wanted.norm() < 0.05
+
+
+def test_experts_that_stay_as_they_are_are_named(tmp_path):
+    model = build("mixtral")
+    model.save_pretrained(tmp_path / "source")
+    experts = sum(p.numel() for name, p in model.named_parameters() if "experts" in name)
+    with pytest.warns(
+        UserWarning, match=f"MixtralForCausalLM's experts, {experts / model.num_parameters():.0%} of its"
+    ):
+        quantize(tmp_path / "source", tmp_path / "quantized")
+    again = type(model).from_pretrained(tmp_path / "quantized")
+    assert {p.dtype for name, p in again.named_parameters() if "experts" in name} == {torch.float32}
 
 
 def test_a_model_of_convolutions_is_refused(tmp_path):
