@@ -220,7 +220,9 @@ def _divided(spaces: Sequence[Space], small: Shape) -> tuple[_Divided, _Divided]
     """Return the entries that may have to make good for a division: of queries, and of norms outside the layers."""
     scores, norms = [], []
     for space in spaces:
-        if space.blocks > 1 and not space.has_readers:
+        # Nothing reads queries and keys but each other, be it one head or several.
+        matrices = {p.parameter for p in space.slices if len(small.base[p.parameter]) == 2}
+        if not space.has_readers and (space.blocks > 1 or len(matrices) > 1):
             first = space.slices[0]
             path = first.parameter.rpartition(".")[0]
             scores += [

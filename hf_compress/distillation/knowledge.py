@@ -195,7 +195,10 @@ def _width(config: Any) -> int:
 
 def _layer(layers: list, index: int, whose: str) -> Any:
     if index >= len(layers):
-        raise TeacherError(f"the {whose} returned {len(layers)} layers, the layer map asks for number {index + 1}")
+        raise TeacherError(
+            f"the {whose} returned {len(layers)} layers, the layer map asks for number {index + 1}; name pairs of "
+            "those that it returns (layer_map=['1:1', ...]), or distil logits only"
+        )
     return layers[index]
 
 

@@ -95,8 +95,9 @@ def _deep_inputs(model: Any) -> dict[str, str]:
 
         hooks.extend([layer.register_forward_pre_hook(before), layer.register_forward_hook(after)])
 
-    for name in quantized_layers(model):
-        watch(name, model.get_submodule(name))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            watch(name, module)
     try:
         model(**dummy_inputs(model, batch_size=2))
     finally:

@@ -34,7 +34,7 @@ class Scheme:
         rounds: (weight, config) -> the numbers that its codes stand for; None where training cannot simulate it.
         unfit: (layer, config) -> why this layer must be left alone, or nothing.
         refuses: (model) -> why transformers could not load it with this scheme, or nothing.
-        cannot_run: (quantized model) -> its layers that fail in a forward pass, with the reason.
+        cannot_run: (model, quantized or not) -> its layers that fail in a forward pass then, with the reason.
         group: (config) -> neighbouring inputs that share a scale, None for all of an output.
         levels: where all of an output share 8-bit codes: what their largest absolute value is divided by.
         activations: how it rounds inputs, as in `QuantizationConfig.activations`.

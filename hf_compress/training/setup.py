@@ -11,6 +11,7 @@ from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+from hf_compress.architecture.modes import evaluating
 from hf_compress.config import CompressionConfig
 from hf_compress.errors import ConfigError, DataError, UnsupportedError
 from hf_compress.quantization.api import check_quantizable
@@ -77,7 +78,11 @@ def _check_quantization(model: Any, compression: CompressionConfig) -> None:
     model = model.get_base_model() if hasattr(model, "merge_and_unload") else model
     # What is trained with rounded weights is checked when they are; adapters on codes are saved as adapters.
     if config is not None and not config.aware and not getattr(model, "is_quantized", False):
-        check_quantizable(model, config, usable_scheme(config))
+        scheme = usable_scheme(config)
+        with evaluating(model):
+            # Of the others a forward pass may be long, or impossible before their weights are shared out.
+            failing = scheme.cannot_run(model) if getattr(model, "main_input_name", "") == "pixel_values" else {}
+        check_quantizable(model, config, scheme, failing)
 
 
 def refuse_card(model: Any) -> None:

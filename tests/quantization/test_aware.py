@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from architectures import build
 from forks import two_forks
 from transformers import Trainer
 
@@ -240,4 +241,6 @@ def test_what_training_cannot_do_is_refused_before_it_starts(tmp_path):
     for config, message in cases:
         with pytest.raises(QuantizationError, match=message):
             train(tiny.bert(**WIDE), tmp_path / "run", config)
+    with pytest.raises(QuantizationError, match="its inputs have 4 dimensions"):
+        train(build("convnext"), tmp_path / "run", QuantizationConfig("int8"))
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -47,6 +47,7 @@ def logits(model, rows):
         ("swin", "hidden", "embed_dim", 8),
         ("resnet", "filters", "hidden_sizes", [4, 6]),
         ("convnext", "filters", "hidden_sizes", [4, 6, 8, 10]),
+        ("segformer", "filters", "hidden_sizes", [4, 8, 12, 16]),
         ("mixtral", "ffn", "intermediate_size", 24),
         ("dinov2", "ffn", "mlp_ratio", 2),
         ("olmo2", "heads", "num_key_value_heads", 1),
