@@ -22,7 +22,7 @@ from hf_compress.measurement.record import Record
 from hf_compress.options import read_data_file
 from hf_compress.output import free_folder
 from hf_compress.recipes.config import TaskConfig
-from hf_compress.recipes.task import Task
+from hf_compress.recipes.task import Task, model_for
 from hf_compress.recipes.tasks import build_task
 from hf_compress.training.setup import is_zero3
 
@@ -127,12 +127,9 @@ class ScriptOptions:
 
     def load_model(self, task: Task) -> Any:
         """Return the model to start from, with a head for the labels of the task."""
-        import transformers
-
         from hf_compress.architecture.shrink import shrink
 
-        auto = getattr(transformers, task.auto_class)
-        model = auto.from_pretrained(self.model, trust_remote_code=False, ignore_mismatched_sizes=True, **task.head)
+        model = model_for(task, str(self.model))
         return model if self.layers is None else shrink(model, layers=self.layers)
 
     def compress(self) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def initial_model(context: StageContext) -> Any:
     """Return the model that a training stage starts from: new from a config, or loaded."""
     import transformers
 
+    from hf_compress.recipes.task import model_for
+
     stage, task = context.stage, context.task
     auto = getattr(transformers, task.auto_class)
     if stage.config is not None:
@@ -170,7 +172,7 @@ def initial_model(context: StageContext) -> Any:
     source = context.resolve(str(stage.source))
     if source != stage.source:  # an earlier stage has the labels already
         return auto.from_pretrained(source, trust_remote_code=False)
-    return auto.from_pretrained(source, trust_remote_code=False, ignore_mismatched_sizes=True, **task.head)
+    return model_for(task, source)
 
 
 def fast_arguments() -> dict[str, Any]:

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from transformers import EvalPrediction, TrainingArguments
 
+from hf_compress.architecture.heads import head_modules
 from hf_compress.errors import DataError
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.metrics import accuracy
@@ -118,19 +120,50 @@ def label_order(model: nn.Module, labels: Sequence[str]) -> list[int] | None:
         model: whose config may name its labels.
         labels: of the data, in the order of their numbers.
     """
-    named = getattr(getattr(model, "config", None), "id2label", None) or {}
-    theirs = {str(name).lower(): int(number) for number, name in named.items()}
-    ours = [name.lower() for name in labels]
-    if all(name.startswith("label_") for name in theirs) or all(name.isdecimal() for name in ours):
+    theirs = _numbered(getattr(model, "config", None))
+    if all(name.startswith("label_") for name in theirs) or all(name.isdecimal() for name in labels):
         return None
-    if len(theirs) != len(ours) or set(theirs) != set(ours):
+    if theirs.keys() != {name.lower() for name in labels} or len(theirs) != len(labels):
         logger.warning(
             "the model's labels are %s, those of the data %s; they are compared by their numbers",
             ", ".join(list(theirs)[:6]), ", ".join(labels[:6]),
         )  # fmt: skip
         return None
-    order = [theirs[name] for name in ours]
+    return _order(theirs, labels)
+
+
+def _numbered(config: Any) -> dict[str, int]:
+    named = getattr(config, "id2label", None) or {}
+    return {str(name).lower(): int(number) for number, name in named.items()}
+
+
+def _order(theirs: Mapping[str, int], labels: Sequence[str]) -> list[int] | None:
+    order = [theirs[name.lower()] for name in labels]
     return None if order == sorted(order) else order
+
+
+def model_for(task: Task, source: str) -> Any:
+    """Return the model `source` with a head for the labels of `task`.
+
+    A head that knows the same labels under other numbers goes on with what it learnt of each.
+
+    Args:
+        task: whose `head` goes into the config.
+        source: folder or Hub id.
+    """
+    auto = getattr(transformers, task.auto_class)
+    model = auto.from_pretrained(source, trust_remote_code=False, ignore_mismatched_sizes=True, **task.head)
+    theirs = _numbered(transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
+    if len(theirs) != len(task.labels) or theirs.keys() != {name.lower() for name in task.labels}:
+        return model
+    order = _order(theirs, task.labels)
+    if order is not None:
+        for name in head_modules(model):
+            layer = model.get_submodule(name)
+            if layer.out_features == len(order):
+                for parameter in layer.parameters():
+                    parameter.data = parameter.data[order].contiguous()
+    return model
 
 
 TASKS: Registry[Callable[[TaskConfig, str | None], Task]] = Registry("task")

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny_tasks
+import torch
+from architectures import build
 from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -15,9 +17,11 @@ from transformers import (
 )
 
 from hf_compress.errors import ConfigError, DataError
+from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.recipes.config import TaskConfig
 from hf_compress.recipes.labels import class_labels
 from hf_compress.recipes.metrics import multi_label_f1, regression, tag_metrics
+from hf_compress.recipes.task import model_for
 from hf_compress.recipes.tasks import TASKS, build_task
 from hf_compress.recipes.token_tasks import first_token_labels
 
@@ -269,6 +273,22 @@ def test_numbers_must_be_finite(tmp_path, classifier):
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         TaskConfig(type="x", dataset="y", **options)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "vit", "resnet", "deit"])
+def test_a_head_that_knows_the_labels_under_other_numbers_goes_on_with_what_it_learnt(architecture, tmp_path):
+    model = build(architecture)
+    model.config.id2label, model.config.label2id = {0: "Yes", 1: "No"}, {"Yes": 0, "No": 1}
+    model.save_pretrained(tmp_path)
+    kind = "Sequence" if model.main_input_name == "input_ids" else "Image"
+    head = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    found = model_for(
+        SimpleNamespace(auto_class=f"AutoModelFor{kind}Classification", labels=("no", "yes"), head=head), str(tmp_path)
+    ).eval()
+    assert found.config.id2label == {0: "no", 1: "yes"}
+    inputs = dummy_inputs(model, 2)
+    with torch.no_grad():
+        assert torch.allclose(found(**inputs).logits, model(**inputs).logits[:, [1, 0]], atol=1e-6)
 
 
 def test_the_registry_has_every_task():
