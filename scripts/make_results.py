@@ -173,9 +173,9 @@ def dense_model() -> str:
     return "\n\n".join([
         "all-MiniLM-L6-v2 fine-tuned, `phrases` with one command and seed on three machines, whose threads and "
         "kernels add up in another order, in two processes; `one process` makes twice as many steps of half the "
-        "sentences. The tables below start from the first two; the one beside torch.nn.utils.prune and the three "
-        "seeds of everything at once from whole sentences. That stage starts from the third, and from the one "
-        "process:",
+        "sentences. The tables below start from the first two; the one beside torch.nn.utils.prune, the three "
+        "seeds of everything at once and those of sst2-smallest from whole sentences. That stage starts from the "
+        "third, from the one process, and from that in bfloat16:",
         table(["stage", "data", "accuracy, %"], rows),
         f"Target {100 * content['target']:g} %: missed by {missed:.2f}.",
         link("dense_sst2"),

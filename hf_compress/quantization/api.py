@@ -39,10 +39,9 @@ def quantize(
 ) -> Path:
     """Write a quantized copy of the model folder `source` to `output`, which loads with stock `from_pretrained`.
 
-    Linear layers are quantized; the output head, `config.skip_modules` and layers whose shape the scheme cannot take
-    are left alone. The copy is saved before its first forward pass and loaded back: both must give the same logits.
-    `source` stays as it is: other formats are made from it, never from the copy. Runs on CUDA where there is one,
-    else on the CPU.
+    Linear layers are quantized; the output head, `config.skip_modules` and layers that the scheme cannot take or run
+    are left alone. The copy is saved and loaded back: both must give the same logits. `source` stays as it is: other
+    formats are made from it, never from the copy. Runs on CUDA where there is one, else on the CPU.
 
     Args:
         source: folder of a plain model.

@@ -78,7 +78,10 @@ def _no_blocks(module: Any, config: QuantizationConfig) -> str:
 
 @torch.inference_mode()
 def _deep_inputs(model: Any) -> dict[str, str]:
-    # On CPUs bitsandbytes 0.50 takes the largest value of each row along the wrong dimension then.
+    # On CPUs bitsandbytes 0.50 takes the largest value of each row along the wrong dimension then. Text has three
+    # dimensions throughout, and its models may be large.
+    if model.main_input_name == "input_ids":
+        return {}
     found, hooks = {}, []
 
     def watch(name: str, layer: nn.Module) -> None:
