@@ -19,7 +19,7 @@ from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import probe
 from hf_compress.architecture.attention import find_head_axes
 from hf_compress.architecture.cut import refuse_unsuitable, unit_masks
-from hf_compress.architecture.units import UnitGroup, kept_index
+from hf_compress.architecture.units import AxisSlice, UnitGroup, kept_index
 from hf_compress.architecture.verify import check_equal, masked_reference
 from hf_compress.architecture.width import find_width_axes
 from hf_compress.errors import ArchitectureError
@@ -99,18 +99,21 @@ def cut_per_layer(model: Any, kept: Mapping[UnitGroup, torch.Tensor], verify: bo
     refuse_unsuitable(model)
     smaller = copy.deepcopy(model)
     shapes: dict[str, list[int]] = dict(getattr(model.config, FIELD, None) or {})
+    # Fused projections hold units of several groups, whose places are those of before.
+    cuts: dict[tuple[str, int], list[tuple[AxisSlice, torch.Tensor, int]]] = {}
     for group, units in kept.items():
         if len(units) == 0:
             raise ArchitectureError(f"{group.name}: expected at least one unit to stay, found none")
         for piece in group.slices:
-            path, _, leaf = piece.parameter.rpartition(".")
-            module = smaller.get_submodule(path)
-            parameter = getattr(module, leaf)
-            index = kept_index([(piece, units, group.count)], parameter.shape[piece.dim]).to(parameter.device)
-            cut = nn.Parameter(parameter.detach().index_select(piece.dim, index), parameter.requires_grad)
-            setattr(module, leaf, cut)
-            if leaf == "weight":
-                shapes[path] = _resize(module, path)
+            cuts.setdefault((piece.parameter, piece.dim), []).append((piece, units, group.count))
+    for (name, dim), pieces in cuts.items():
+        path, _, leaf = name.rpartition(".")
+        module = smaller.get_submodule(path)
+        parameter = getattr(module, leaf)
+        index = kept_index(pieces, parameter.shape[dim]).to(parameter.device)
+        setattr(module, leaf, nn.Parameter(parameter.detach().index_select(dim, index), parameter.requires_grad))
+        if leaf == "weight":
+            shapes[path] = _resize(module, path)
     setattr(smaller.config, FIELD, shapes)
     if verify:
         try:
