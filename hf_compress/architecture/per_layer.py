@@ -99,7 +99,6 @@ def cut_per_layer(model: Any, kept: Mapping[UnitGroup, torch.Tensor], verify: bo
     refuse_unsuitable(model)
     smaller = copy.deepcopy(model)
     shapes: dict[str, list[int]] = dict(getattr(model.config, FIELD, None) or {})
-    # Fused projections hold units of several groups, whose places are those of before.
     cuts: dict[tuple[str, int], list[tuple[AxisSlice, torch.Tensor, int]]] = {}
     for group, units in kept.items():
         if len(units) == 0:
@@ -108,6 +107,12 @@ def cut_per_layer(model: Any, kept: Mapping[UnitGroup, torch.Tensor], verify: bo
             cuts.setdefault((piece.parameter, piece.dim), []).append((piece, units, group.count))
     for (name, dim), pieces in cuts.items():
         path, _, leaf = name.rpartition(".")
+        if len({piece.start for piece, _, _ in pieces}) > 1:
+            # Queries, keys and values of different sizes in one matrix: attention with wrong ones can end the process.
+            raise ArchitectureError(
+                f"expected the layers of {type(model).__name__} to take the number of their units from their weights, "
+                f"found that {path} is split by numbers of the config; use the uniform layout"
+            )
         module = smaller.get_submodule(path)
         parameter = getattr(module, leaf)
         index = kept_index(pieces, parameter.shape[dim]).to(parameter.device)
