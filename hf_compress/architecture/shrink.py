@@ -69,7 +69,8 @@ def shrink(
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise ArchitectureError(f"multiple: expected a whole number of at least 1, found {multiple!r}")
     widths, amounts = {"hidden": hidden, "filters": filters}, {"ffn": ffn, "heads": heads, "layers": layers}
-    if hidden is not None or filters is not None or not probe(model).named("ffn"):
+    is_asked = hidden is not None or filters is not None
+    if is_asked or (_has_zero_channel(model) and not probe(model).named("ffn")):
         # One after the other: where a feed-forward width is a multiple of the hidden one, both cut the same entries.
         return _shrunk(_shrunk(model, widths, multiple, verify), amounts, multiple, verify)
     return _shrunk(model, {**widths, **amounts}, multiple, verify)

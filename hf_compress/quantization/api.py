@@ -76,9 +76,7 @@ def quantize(
     with whole_folder(output) as part:
         skip = modules_to_skip(model_class, source, config, scheme)
         model = load_quantized(source, config, skip, batches)
-        with _running(model, config):
-            failing = scheme.cannot_run(model)
-        if failing:
+        if failing := failing_layers(model, config, scheme):
             skip = modules_to_skip(model_class, source, config, scheme, failing)
             model = load_quantized(source, config, skip, batches)
         # bitsandbytes repacks 4-bit weights for the CPU at the first forward pass and saves them wrongly after it.
@@ -205,6 +203,16 @@ def _is_skipped(name: str, skip: Sequence[str]) -> bool:
     return any(re.match(rf"(?:{s})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(s) for s in skip)
 
 
+def failing_layers(model: nn.Module, config: QuantizationConfig, scheme: Scheme) -> dict[str, str]:
+    """Return the layers of `model`, quantized or not yet, that the scheme cannot run, with the reason.
+
+    Raises:
+        QuantizationError: if the model fails on made-up inputs.
+    """
+    with _running(model, config):
+        return scheme.cannot_run(model)
+
+
 @contextlib.contextmanager
 def _running(model: nn.Module, config: QuantizationConfig) -> Iterator[None]:
     try:
@@ -213,7 +221,7 @@ def _running(model: nn.Module, config: QuantizationConfig) -> Iterator[None]:
         raise
     except (RuntimeError, AssertionError, TypeError) as error:
         raise QuantizationError(
-            f"{type(model).__name__} fails in a forward pass once {config.scheme} holds its weights: "
+            f"{type(model).__name__} fails in a forward pass on made-up inputs, for {config.scheme}: "
             f"{str(error) or type(error).__name__}; name in skip_modules the layers whose weights it reads without "
             "calling them (in WavLM q_proj, k_proj, v_proj and out_proj), or take another scheme"
         ) from error

@@ -18,7 +18,7 @@ from torch import nn
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import FP4, NF4, round_blocks, round_rows
-from hf_compress.quantization.schemes import SCHEMES, Scheme, linear_inputs
+from hf_compress.quantization.schemes import SCHEMES, Scheme, is_transposed, linear_inputs
 
 _PACKAGES = ("bitsandbytes",)
 _OPTIONS_4_BIT = frozenset({"double_quant", "compute_dtype", "storage_dtype"})
@@ -68,7 +68,7 @@ def _no_blocks(module: Any, config: QuantizationConfig) -> str:
     # On CPUs bitsandbytes 0.50 starts a new block with each row when it unpacks, but not when it packs; those with
     # AVX512-BF16 take 32 outputs at a time.
     inputs = linear_inputs(module)
-    outputs = module.weight.numel() // max(inputs, 1)
+    outputs = module.weight.shape[-1 if is_transposed(module) else 0]
     if inputs % 64:
         return f"its {inputs} inputs are no multiple of 64, which bitsandbytes unpacks wrongly"
     return (

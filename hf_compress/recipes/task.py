@@ -123,7 +123,7 @@ def label_order(model: nn.Module, labels: Sequence[str]) -> list[int] | None:
     theirs = _numbered(getattr(model, "config", None))
     if all(name.startswith("label_") for name in theirs) or all(name.isdecimal() for name in labels):
         return None
-    if theirs.keys() != {name.lower() for name in labels} or len(theirs) != len(labels):
+    if not _are_named_alike(theirs, labels):
         logger.warning(
             "the model's labels are %s, those of the data %s; they are compared by their numbers",
             ", ".join(list(theirs)[:6]), ", ".join(labels[:6]),
@@ -135,6 +135,10 @@ def label_order(model: nn.Module, labels: Sequence[str]) -> list[int] | None:
 def _numbered(config: Any) -> dict[str, int]:
     named = getattr(config, "id2label", None) or {}
     return {str(name).lower(): int(number) for number, name in named.items()}
+
+
+def _are_named_alike(theirs: Mapping[str, int], labels: Sequence[str]) -> bool:
+    return len(theirs) == len(labels) and theirs.keys() == {name.lower() for name in labels}
 
 
 def _order(theirs: Mapping[str, int], labels: Sequence[str]) -> list[int] | None:
@@ -154,9 +158,7 @@ def model_for(task: Task, source: str) -> Any:
     auto = getattr(transformers, task.auto_class)
     model = auto.from_pretrained(source, trust_remote_code=False, ignore_mismatched_sizes=True, **task.head)
     theirs = _numbered(transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
-    if len(theirs) != len(task.labels) or theirs.keys() != {name.lower() for name in task.labels}:
-        return model
-    order = _order(theirs, task.labels)
+    order = _order(theirs, task.labels) if _are_named_alike(theirs, task.labels) else None
     if order is not None:
         for name in head_modules(model):
             layer = model.get_submodule(name)

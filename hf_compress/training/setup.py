@@ -14,7 +14,7 @@ from typing import Any
 from hf_compress.architecture.modes import evaluating
 from hf_compress.config import CompressionConfig
 from hf_compress.errors import ConfigError, DataError, UnsupportedError
-from hf_compress.quantization.api import check_quantizable
+from hf_compress.quantization.api import check_quantizable, failing_layers
 from hf_compress.quantization.schemes import usable_scheme
 from hf_compress.training.background import BackgroundPush
 
@@ -80,7 +80,7 @@ def _check_quantization(model: Any, compression: CompressionConfig) -> None:
     if config is not None and not config.aware and not getattr(model, "is_quantized", False):
         scheme = usable_scheme(config)
         with evaluating(model):
-            failing = {} if is_zero3() else scheme.cannot_run(model)
+            failing = {} if is_zero3() else failing_layers(model, config, scheme)
         check_quantizable(model, config, scheme, failing)
 
 
