@@ -69,6 +69,7 @@ def shrink(
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise ArchitectureError(f"multiple: expected a whole number of at least 1, found {multiple!r}")
     widths, amounts = {"hidden": hidden, "filters": filters}, {"ffn": ffn, "heads": heads, "layers": layers}
+    refuse_unsuitable(model)
     is_asked = hidden is not None or filters is not None
     if is_asked or (_has_zero_channel(model) and not probe(model).named("ffn")):
         # One after the other: where a feed-forward width is a multiple of the hidden one, both cut the same entries.
@@ -85,7 +86,6 @@ def _shrunk(model: Any, amounts: Mapping[str, Amount], multiple: int, verify: bo
 
 
 def _make_plan(model: Any, amounts: Mapping[str, Amount], multiple: int) -> Plan:
-    refuse_unsuitable(model)
     anatomy = probe(model)
     check_matches_config(model, anatomy)
     plan = _layer_plan(model, anatomy, amounts.get("layers"))
