@@ -206,12 +206,7 @@ def _all_inputs(model: Any, most: int) -> dict[str, torch.Tensor]:
     if vocabulary:
         length = min(most, _find(config, "max_position_embeddings") or most)
         ids = torch.randint(vocabulary, (1, length), generator=generator)
-        end = _find(config, "eos_token_id")
-        # Some encoder-decoders classify at the end token and refuse inputs that have none.
-        if isinstance(end, int) and 0 <= end < vocabulary:
-            ids = ids.where(ids != end, (end + 1) % vocabulary)
-            ids[0, -1] = end
-        made["input_ids"] = ids
+        made["input_ids"] = ids = with_end(ids, _find(config, "eos_token_id"), vocabulary)
         made["decoder_input_ids"] = ids.clone()
     size = _find(config, "image_size") or 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -222,6 +217,17 @@ def _all_inputs(model: Any, most: int) -> dict[str, torch.Tensor]:
     frames = 2 * (_find(config, "max_source_positions") or _TEXT_LENGTH)
     made["input_features"] = noise(1, _find(config, "num_mel_bins") or 80, frames)
     return made
+
+
+def with_end(ids: torch.Tensor, end: Any, vocabulary: int) -> torch.Tensor:
+    """Return `ids` (batch, length) with the end token last in each row and nowhere else, if `end` is one.
+
+    Some encoder-decoders classify at the end token and refuse rows that have none or more than one.
+    """
+    if isinstance(end, int) and 0 <= end < vocabulary:
+        ids = ids.where(ids != end, (end + 1) % vocabulary)
+        ids[:, -1] = end
+    return ids
 
 
 def _find(config: Any, name: str) -> Any:

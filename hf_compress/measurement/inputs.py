@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.verify import with_end
 from hf_compress.errors import ConfigError, UnsupportedError
 
 _TOKENS, _AUDIO_SAMPLES, _PIXELS = 128, 16_000, 224
@@ -106,8 +107,10 @@ def _text(model: Any, batch_size: int, length: int | None, generator: torch.Gene
     if pad is not None:
         # Padding would change the work done: RoBERTa counts positions by it.
         ids[ids == pad] = (pad + 1) % config.vocab_size
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
+    if config.is_encoder_decoder:
+        ids = with_end(ids, config.eos_token_id, config.vocab_size)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _positions(model: nn.Module, config: Any) -> int | None:

@@ -6,6 +6,7 @@ import architectures
 import pytest
 import tiny
 import torch
+import transformers
 
 from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement import busy, speed
@@ -48,6 +49,15 @@ def test_dummy_inputs_are_accepted_repeatable_and_never_too_long(name):
         found = model(**one)
     assert len(found.logits if "logits" in found else found.logits_per_image) == 3
     assert describe_inputs(one)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_encoder_decoders_that_classify_find_one_end_token_in_each_row(name):
+    head, config, fields = architectures.MODELS[name]
+    stem, sizes = head.removesuffix("ForConditionalGeneration"), fields | {"num_labels": 3}
+    model = getattr(transformers, f"{stem}ForSequenceClassification")(getattr(transformers, config)(**sizes)).eval()
+    # More rows than tokens: without care some row has the end token twice, most have none.
+    assert model(**dummy_inputs(model, batch_size=100, length=30)).logits.shape == (100, 3)
 
 
 def test_impossible_inputs_are_refused():
