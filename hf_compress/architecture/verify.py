@@ -204,7 +204,9 @@ def _all_inputs(model: Any, most: int) -> dict[str, torch.Tensor]:
     made = {"input_values": noise(1, _AUDIO_SAMPLES)}
     vocabulary = _find(config, "vocab_size")
     if vocabulary:
-        length = min(most, _find(config, "max_position_embeddings") or most)
+        positions = _find(config, "max_position_embeddings") or most
+        # XLNet says -1, for any number.
+        length = min(most, positions) if positions > 0 else most
         ids = torch.randint(vocabulary, (1, length), generator=generator)
         made["input_ids"] = ids = with_end(ids, _find(config, "eos_token_id"), vocabulary)
         made["decoder_input_ids"] = ids.clone()

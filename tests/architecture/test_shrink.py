@@ -123,6 +123,13 @@ def test_lists_of_that_length_by_chance_stay():
     assert shrunk.config.layer_types == ["full_attention"] * 2
 
 
+def test_any_number_of_positions_is_no_length():
+    """XLNet's config says -1."""
+    sizes = {"vocab_size": 60, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    model = transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**sizes))
+    assert shrink(model, ffn=0.5).config.d_inner == 24
+
+
 def test_two_stacks_need_a_dict(make):
     model = make("t5")
     with pytest.raises(ArchitectureError, match="dict.*num_layers.*num_decoder_layers"):
