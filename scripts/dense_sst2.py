@@ -56,7 +56,9 @@ def train(args: argparse.Namespace, model: str | Path, stage: str, seed: int) ->
         command = [sys.executable, str(script), "--model", str(model), "--output_dir", str(folder)]
         command += ["--train_file", str(files[stage]), "--validation_file", str(files["aside"])]
         command += ["--test_file", str(args.data / "validation.parquet"), *COMMON.split()]
-        command += ["--learning_rate", RATES[stage], "--seed", str(seed), "--bf16", str(fast_arguments()["bf16"])]
+        command += ["--learning_rate", RATES[stage], "--seed", str(seed)]
+        for name in ("use_cpu", "bf16"):
+            command += [f"--{name}", str(fast_arguments()[name])]
         subprocess.run(command, check=True)
     return folder
 
@@ -106,7 +108,9 @@ def main() -> None:
     files = {"validation": args.data / "validation.parquet", "aside": write_data(args)["aside"]}
     found = {name: {n: accuracy(folder, file) for n, file in files.items()} for name, folder in models.items()}
     content = {"settings": {"seeds": args.seeds, "options": COMMON, "learning_rates": RATES}, "accuracy": found}
-    args.output.write_text(json.dumps({**content, "environment": environment(), **fast_arguments()}, indent=1))
+    args.output.write_text(
+        json.dumps({**content, "environment": environment(), "bf16": fast_arguments()["bf16"]}, indent=1)
+    )
     for name, scores in found.items():
         print(f"{name:25}" + "  ".join(f"{n} {100 * v:.2f} %" for n, v in scores.items()))
 

@@ -22,6 +22,7 @@ from hf_compress.errors import ArchitectureError
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _TEXT_LENGTH = 12
 _AUDIO_SAMPLES = 8000
+_FRAMES = 64
 
 
 def masked_reference(
@@ -202,22 +203,22 @@ def _all_inputs(model: Any, most: int) -> dict[str, torch.Tensor]:
 
     # A batch of one: decoders that classify refuse more without a padding token.
     made = {"input_values": noise(1, _AUDIO_SAMPLES)}
-    vocabulary = _find(config, "vocab_size")
+    vocabulary = find_field(config, "vocab_size")
     if vocabulary:
-        positions = _find(config, "max_position_embeddings") or most
+        positions = find_field(config, "max_position_embeddings") or most
         # XLNet says -1, for any number.
         length = min(most, positions) if positions > 0 else most
         ids = torch.randint(vocabulary, (1, length), generator=generator)
-        made["input_ids"] = ids = with_end(ids, _find(config, "eos_token_id"), vocabulary)
+        made["input_ids"] = ids = with_end(ids, find_field(config, "eos_token_id"), vocabulary)
         made["decoder_input_ids"] = ids.clone()
-    size = _find(config, "image_size") or 64
+    size = find_field(config, "image_size") or 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    made["pixel_values"] = noise(1, _find(config, "num_channels") or 3, height, width)
-    if isinstance(_find(config, "max_length"), int) and _find(config, "frequency_stride"):
+    made["pixel_values"] = noise(1, find_field(config, "num_channels") or 3, height, width)
+    if isinstance(find_field(config, "max_length"), int) and find_field(config, "frequency_stride"):
         # A spectrogram of one length only.
-        made["input_values"] = noise(1, _find(config, "max_length"), _find(config, "num_mel_bins"))
-    frames = 2 * (_find(config, "max_source_positions") or _TEXT_LENGTH)
-    made["input_features"] = noise(1, _find(config, "num_mel_bins") or 80, frames)
+        made["input_values"] = noise(1, find_field(config, "max_length"), find_field(config, "num_mel_bins"))
+    if shape := feature_shape(config, _FRAMES):
+        made["input_features"] = noise(1, *shape)
     return made
 
 
@@ -232,9 +233,26 @@ def with_end(ids: torch.Tensor, end: Any, vocabulary: int) -> torch.Tensor:
     return ids
 
 
-def _find(config: Any, name: str) -> Any:
+def feature_shape(config: Any, frames: int) -> tuple[int, int] | None:
+    """Return the shape of an example of `input_features`; None if the config says none.
+
+    Args:
+        config: (bins, frames) for Whisper, which takes one length only, two frames a position; else (frames, numbers
+            of a frame), as Wav2Vec2-BERT, Speech2Text or Parakeet say them.
+        frames: of those that take any number.
+    """
+    bins, positions = find_field(config, "num_mel_bins"), find_field(config, "max_source_positions")
+    if bins and positions:
+        return bins, 2 * positions
+    channels = find_field(config, "input_feat_per_channel")
+    size = bins or find_field(config, "feature_projection_input_dim")
+    size = size or (channels and channels * find_field(config, "input_channels"))
+    return (frames, size) if size else None
+
+
+def find_field(config: Any, name: str) -> Any:
     """Return a field of the config or of the first sub-config that has it; None if there is none."""
     if getattr(config, name, None) is not None:
         return getattr(config, name)
     parts = [value for value in vars(config).values() if hasattr(value, "model_type") and hasattr(value, "to_dict")]
-    return next((found for part in parts if (found := _find(part, name)) is not None), None)
+    return next((found for part in parts if (found := find_field(part, name)) is not None), None)

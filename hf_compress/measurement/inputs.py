@@ -5,16 +5,18 @@ Level: state.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_compress.architecture.verify import with_end
+from hf_compress.architecture.verify import feature_shape, find_field, with_end
 from hf_compress.errors import ConfigError, UnsupportedError
 
-_TOKENS, _AUDIO_SAMPLES, _PIXELS = 128, 16_000, 224
+# A second of sound, as samples and as frames.
+_TOKENS, _AUDIO_SAMPLES, _FRAMES, _PIXELS = 128, 16_000, 100, 224
 
 
 def dummy_inputs(
@@ -24,10 +26,11 @@ def dummy_inputs(
 
     Args:
         model: a transformers model whose main input is input_ids, pixel_values, input_values or input_features; one
-            with a text and a vision model side by side (CLIP) gets both.
+            with a text and a vision model side by side (CLIP), or that writes about images (BLIP), gets both.
         batch_size: number of examples, at least 1.
-        length: tokens (default 128, never more than the model has positions; of Whisper, of what it writes), audio
-            samples (default 16000), or the side of an image in pixels where the config does not fix it (default 224).
+        length: tokens (default 128, never more than the model has positions; those that are written where frames of
+            sound are read), audio samples (default 16000), frames of sound (default 100), or the side of an image in
+            pixels where the config does not fix it (default 224).
         seed: of the helper's own generator.
 
     Raises:
@@ -39,17 +42,20 @@ def dummy_inputs(
     kind = getattr(model, "main_input_name", None)
     makers = {"input_ids": _text, "pixel_values": _images, "input_values": _audio, "input_features": _features}
     config = getattr(model, "config", None)
-    # Of the models that take features Whisper's config says their shape.
-    is_known = kind != "input_features" or hasattr(config, "num_mel_bins")
+    is_known = kind != "input_features" or feature_shape(config, 1) is not None
     if kind not in makers or config is None or not is_known:
         raise UnsupportedError(
             f"{type(model).__name__}: inputs are made up from a config, for {', '.join(makers)}, not for {kind}; "
-            "give inputs of your own (measure: inputs=, export: batches=)"
+            "give inputs of your own (measure: inputs=, export and quantize: batches=)"
         )
     generator = torch.Generator().manual_seed(seed)
     inputs = makers[kind](model, batch_size, length, generator)
     if kind == "input_ids" and hasattr(model, "text_model") and hasattr(model, "vision_model"):
         inputs |= _images(model.vision_model, batch_size, None, generator)
+    if kind == "pixel_values" and "input_ids" in inspect.signature(model.forward).parameters:
+        inputs |= _text(model, batch_size, None, generator)
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = _written(config, batch_size, _TOKENS, generator)
     first = next(model.parameters())
     return {
         name: t.to(first.device, floating_dtype(model) if t.is_floating_point() else None)
@@ -88,8 +94,9 @@ def describe_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if "input_values" in inputs:
         found["samples"] = inputs["input_values"].shape[1]
     if "input_features" in inputs:
-        found["frames"] = inputs["input_features"].shape[-1]
-        found |= {"length": inputs["decoder_input_ids"].shape[1]} if "decoder_input_ids" in inputs else {}
+        found["features"] = "x".join(str(n) for n in inputs["input_features"].shape[1:])
+    if "decoder_input_ids" in inputs and "input_ids" not in inputs:
+        found["length"] = inputs["decoder_input_ids"].shape[1]
     return found
 
 
@@ -127,9 +134,9 @@ def _positions(model: nn.Module, config: Any) -> int | None:
 
 
 def _images(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    size = getattr(model.config, "image_size", None) or length or _PIXELS
+    size = find_field(model.config, "image_size") or length or _PIXELS
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    channels = getattr(model.config, "num_channels", 3)
+    channels = find_field(model.config, "num_channels") or 3
     return {"pixel_values": torch.randn((batch_size, channels, height, width), generator=generator)}
 
 
@@ -143,11 +150,16 @@ def _audio(model: Any, batch_size: int, length: int | None, generator: torch.Gen
 
 
 def _features(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    config = model.config
-    # Whisper takes spectrograms of one length only, two frames a position.
-    frames = 2 * config.max_source_positions
-    tokens = min(length or _TOKENS, config.max_target_positions)
-    return {
-        "input_features": torch.randn((batch_size, config.num_mel_bins, frames), generator=generator),
-        "decoder_input_ids": torch.randint(0, config.vocab_size, (batch_size, tokens), generator=generator),
-    }
+    config, writes = model.config, model.config.is_encoder_decoder
+    shape = feature_shape(config, _FRAMES if writes else length or _FRAMES)
+    inputs = {"input_features": torch.randn((batch_size, *(shape or ())), generator=generator)}
+    tokens = {"decoder_input_ids": _written(config, batch_size, length or _TOKENS, generator)} if writes else {}
+    return inputs | tokens
+
+
+def _written(config: Any, batch_size: int, tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """Return what a decoder has written, no longer than it can be."""
+    decoder = config.get_text_config(decoder=True)
+    limits = [getattr(decoder, name, None) for name in ("max_target_positions", "max_position_embeddings")]
+    limit = min([n for n in limits if isinstance(n, int) and n > 0], default=tokens)
+    return torch.randint(0, decoder.vocab_size, (batch_size, min(tokens, limit)), generator=generator)

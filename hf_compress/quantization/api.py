@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_compress.architecture.decoder import without_labels
 from hf_compress.architecture.heads import head_modules
 from hf_compress.architecture.loading import refusing
+from hf_compress.architecture.probing import build_errors
 from hf_compress.architecture.targets import expert_stacks
 from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.measurement import load
-from hf_compress.measurement.inputs import dummy_inputs
+from hf_compress.measurement.inputs import dummy_inputs, floating_dtype, sized_inputs
 from hf_compress.output import copy_companions, free_folder, whole_folder
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of, usable_scheme
@@ -47,7 +49,8 @@ def quantize(
         source: folder of a plain model.
         output: folder to make; it must not exist or be empty.
         config: scheme and options; LLM.int8() if not given.
-        batches: inputs of the model for schemes that are calibrated (gptq), e.g. from `calibration_batches`.
+        batches: inputs of the model for schemes that are calibrated (gptq), e.g. from `calibration_batches`. The
+            model is tried out on two rows of the first, or on made-up ones.
 
     Returns:
         `output`.
@@ -76,13 +79,14 @@ def quantize(
     with whole_folder(output) as part:
         skip = modules_to_skip(model_class, source, config, scheme)
         model = load_quantized(source, config, skip, batches)
-        if failing := failing_layers(model, config, scheme):
+        if failing := failing_layers(model, config, scheme, batches):
             skip = modules_to_skip(model_class, source, config, scheme, failing)
             model = load_quantized(source, config, skip, batches)
         # bitsandbytes repacks 4-bit weights for the CPU at the first forward pass and saves them wrongly after it.
         model.save_pretrained(part)
+        inputs = _inputs(model, batches)
         with _running(model, config):
-            _check_reload(model, model_class, part)
+            _check_reload(model, model_class, part, inputs)
         copy_companions(source, part)
     return output
 
@@ -203,14 +207,25 @@ def _is_skipped(name: str, skip: Sequence[str]) -> bool:
     return any(re.match(rf"(?:{s})(?:(?<=\.)|(?=\.|$))", name) or name.endswith(s) for s in skip)
 
 
-def failing_layers(model: nn.Module, config: QuantizationConfig, scheme: Scheme) -> dict[str, str]:
+def failing_layers(
+    model: nn.Module, config: QuantizationConfig, scheme: Scheme, batches: Sequence[Batch] = ()
+) -> dict[str, str]:
     """Return the layers of `model`, quantized or not yet, that the scheme cannot run, with the reason.
 
     Raises:
-        QuantizationError: if the model fails on made-up inputs.
+        QuantizationError: if the model fails on made-up inputs, or on those of `batches`.
+        UnsupportedError: if no inputs can be made up, and there are no `batches`.
     """
+    inputs = _inputs(model, batches)
     with _running(model, config):
-        return scheme.cannot_run(model)
+        return scheme.cannot_run(model, inputs)
+
+
+def _inputs(model: Any, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    if not batches:
+        return dummy_inputs(model, batch_size=2)
+    found = sized_inputs(model, 2, sample=without_labels(model, batches[0]))
+    return {name: t.to(floating_dtype(model)) if t.is_floating_point() else t for name, t in found.items()}
 
 
 @contextlib.contextmanager
@@ -219,17 +234,17 @@ def _running(model: nn.Module, config: QuantizationConfig) -> Iterator[None]:
         yield
     except QuantizationError:
         raise
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except build_errors() as error:
         raise QuantizationError(
-            f"{type(model).__name__} fails in a forward pass on made-up inputs, for {config.scheme}: "
-            f"{str(error) or type(error).__name__}; name in skip_modules the layers whose weights it reads without "
-            "calling them (in WavLM q_proj, k_proj, v_proj and out_proj), or take another scheme"
+            f"{type(model).__name__} fails in a forward pass, for {config.scheme}: "
+            f"{str(error) or type(error).__name__}; if made-up inputs do not suit it, give batches; name in "
+            "skip_modules the layers whose weights it reads without calling them (in WavLM q_proj, k_proj, v_proj and "
+            "out_proj), or take another scheme"
         ) from error
 
 
 @torch.inference_mode()
-def _check_reload(model: Any, model_class: Any, folder: Path) -> None:
-    inputs = dummy_inputs(model, batch_size=2)
+def _check_reload(model: Any, model_class: Any, folder: Path, inputs: Mapping[str, torch.Tensor]) -> None:
     expected = model(**inputs)[0].float()
     with refusing(QuantizationError, "what was quantized", "nothing was written"):
         again = model_class.from_pretrained(folder, device_map={"": model.device}).eval()

@@ -9,13 +9,12 @@ import copy
 import functools
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.rounding import FP4, NF4, round_blocks, round_rows
 from hf_compress.quantization.schemes import SCHEMES, Scheme, is_transposed, linear_inputs
@@ -77,7 +76,7 @@ def _no_blocks(module: Any, config: QuantizationConfig) -> str:
 
 
 @torch.inference_mode()
-def _deep_inputs(model: Any) -> dict[str, str]:
+def _deep_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, str]:
     # On CPUs bitsandbytes 0.50 takes the largest value of each row along the wrong dimension then. Text has three
     # dimensions throughout, and its models may be large.
     if model.main_input_name == "input_ids":
@@ -102,7 +101,7 @@ def _deep_inputs(model: Any) -> dict[str, str]:
         if isinstance(module, nn.Linear):
             watch(name, module)
     try:
-        model(**dummy_inputs(model, batch_size=2))
+        model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()

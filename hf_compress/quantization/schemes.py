@@ -6,7 +6,7 @@ Level: state. A new scheme is one decorated function beside its kin; `quantize` 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ class Scheme:
         rounds: (weight, config) -> the numbers that its codes stand for; None where training cannot simulate it.
         unfit: (layer, config) -> why this layer must be left alone, or nothing.
         refuses: (model) -> why transformers could not load it with this scheme, or nothing.
-        cannot_run: (model, quantized or not) -> its layers that fail in a forward pass then, with the reason.
+        cannot_run: (model, quantized or not, inputs) -> its layers that fail in a forward pass then, with the reason.
         group: (config) -> neighbouring inputs that share a scale, None for all of an output.
         levels: where all of an output share 8-bit codes: what their largest absolute value is divided by.
         activations: how it rounds inputs, as in `QuantizationConfig.activations`.
@@ -48,7 +48,7 @@ class Scheme:
     rounds: Callable[[torch.Tensor, QuantizationConfig], torch.Tensor] | None = None
     unfit: Callable[[nn.Module, QuantizationConfig], str] = field(default=lambda module, config: "")
     refuses: Callable[[nn.Module], str] = lambda model: ""
-    cannot_run: Callable[[Any], dict[str, str]] = lambda model: {}
+    cannot_run: Callable[[Any, Mapping[str, Any]], dict[str, str]] = lambda model, inputs: {}
     group: Callable[[QuantizationConfig], int | None] = lambda config: None
     levels: float | None = None
     activations: str = "none"

@@ -32,7 +32,7 @@ _CONDITION_LABELS = {
     "length": "length {}",
     "image": "image {}",
     "samples": "{} audio samples",
-    "frames": "{} frames",
+    "features": "features {}",
     "device": "{}",
     "threads": "{} threads",
 }

@@ -8,6 +8,7 @@ import tiny
 import torch
 import transformers
 
+from hf_compress import shrink
 from hf_compress.errors import ConfigError, UnsupportedError
 from hf_compress.measurement import busy, speed
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs
@@ -58,6 +59,65 @@ def test_encoder_decoders_that_classify_find_one_end_token_in_each_row(name):
     model = getattr(transformers, f"{stem}ForSequenceClassification")(getattr(transformers, config)(**sizes)).eval()
     # More rows than tokens: without care some row has the end token twice, most have none.
     assert model(**dummy_inputs(model, batch_size=100, length=30)).logits.shape == (100, 3)
+
+
+LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+FFN = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 60}
+SPEECH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SIGHT = {**SPEECH, "image_size": 32, "patch_size": 8}
+
+
+def reader():
+    decoder = transformers.TrOCRConfig(
+        d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, vocab_size=60, pad_token_id=1
+    )
+    together = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs
+    return transformers.VisionEncoderDecoderModel(together(transformers.ViTConfig(**SIGHT), decoder))
+
+
+def blip():
+    config = transformers.BlipConfig(text_config={**SPEECH, "vocab_size": 60}, vision_config=SIGHT, projection_dim=16)
+    return transformers.BlipForConditionalGeneration(config)
+
+
+def wav2vec2_bert():
+    return transformers.Wav2Vec2BertForCTC(transformers.Wav2Vec2BertConfig(**SPEECH, vocab_size=60))
+
+
+def speech_to_text():
+    config = transformers.Speech2TextConfig(**LAYERS, **FFN, d_model=32, conv_channels=32)
+    return transformers.Speech2TextForConditionalGeneration(config)
+
+
+def moonshine():
+    heads = {"encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4}
+    layers = {"encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2, "max_position_embeddings": 64}
+    config = transformers.MoonshineConfig(**heads, **layers, hidden_size=32, intermediate_size=48, vocab_size=60)
+    return transformers.MoonshineForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "described"),
+    [
+        (reader, {"image": "32x32", "length": 128}),
+        (blip, {"image": "32x32", "length": 128}),
+        (wav2vec2_bert, {"features": "100x160"}),
+        (speech_to_text, {"features": "100x80", "length": 128}),
+        (moonshine, {"samples": 16000, "length": 64}),
+    ],
+)
+def test_models_that_read_sounds_or_write_about_what_they_see_get_their_inputs(make, described):
+    model = make().eval()
+    inputs = dummy_inputs(model, batch_size=2)
+    assert describe_inputs(inputs) == described
+    with torch.no_grad():
+        assert len(model(**inputs).logits) == 2
+
+
+@pytest.mark.parametrize("make", [wav2vec2_bert, speech_to_text])
+def test_models_that_read_frames_of_sound_can_be_shrunk(make):
+    model = make().eval()
+    assert shrink(model, ffn=0.5).num_parameters() < model.num_parameters()
 
 
 def test_impossible_inputs_are_refused():

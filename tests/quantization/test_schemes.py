@@ -7,10 +7,17 @@ import tiny
 import torch
 from architectures import build
 from safetensors import safe_open
-from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Pix2StructConfig,
+    Pix2StructForConditionalGeneration,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from hf_compress import QuantizationConfig, quantize
-from hf_compress.errors import ConfigError, MissingDependencyError, QuantizationError
+from hf_compress.errors import ConfigError, MissingDependencyError, QuantizationError, UnsupportedError
 from hf_compress.measurement.inputs import dummy_inputs
 from hf_compress.quantization import api, schemes
 from hf_compress.quantization.bnb import quantized_layers
@@ -107,7 +114,7 @@ def test_transposed_layers_that_torchao_leaves_alone_silently_are_refused(tmp_pa
     ("name", "scheme", "message"),
     [
         ("convnext", "int8", "pwconv1: its inputs have 4 dimensions"),
-        ("wavlm", "int8", "fails in a forward pass .* name in skip_modules"),
+        ("wavlm", "int8", "fails in a forward pass, for int8.* name in skip_modules"),
         ("wav2vec2", "torchao-int8", "only into models that name their input embeddings"),
         ("bart", "torchao-int4", "a tensor outside of its modules .final_logits_bias."),
     ],
@@ -119,6 +126,22 @@ def test_models_that_a_scheme_cannot_run_or_load_are_refused_with_the_reason(tmp
     with pytest.raises(QuantizationError, match=message):
         quantize(tmp_path / "source", tmp_path / "quantized", QuantizationConfig(scheme))
     assert not (tmp_path / "quantized").exists()
+
+
+def test_batches_stand_in_where_no_inputs_can_be_made_up(tmp_path):
+    text = {"hidden_size": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 60}
+    vision = {"hidden_size": 32, "patch_embed_hidden_size": 64, "d_ff": 48, "d_kv": 8, "num_hidden_layers": 2}
+    config = Pix2StructConfig(text_config=text, vision_config={**vision, "num_attention_heads": 4, "seq_len": 30})
+    model = Pix2StructForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(UnsupportedError, match="quantize: batches="):
+        quantize(tmp_path / "source", tmp_path / "quantized")
+    assert not (tmp_path / "quantized").exists()
+    # Two numbers say where a patch is.
+    patches = torch.cat([torch.randint(8, (3, 16, 2)), torch.randn(3, 16, 64)], dim=-1)
+    batch = {"flattened_patches": patches, "labels": torch.randint(2, 60, (3, 5))}
+    quantize(tmp_path / "source", tmp_path / "quantized", batches=[batch])
+    assert quantized_layers(type(model).from_pretrained(tmp_path / "quantized"))
 
 
 def test_layers_whose_inputs_bitsandbytes_cannot_run_are_left_alone(tmp_path):
