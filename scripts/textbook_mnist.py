@@ -72,18 +72,18 @@ args = made.parse_args()
 data = load_dataset("parquet", data_files={s: str(args.data / f"{s}.parquet") for s in ("train", "test")})
 images = rows(data["train"])
 training, scored = images[:-5000], rows(data["test"]) if args.test else images[-5000:]
-settings = {"per_device_train_batch_size": 128, "learning_rate": 2e-3}
+settings = {"per_device_train_batch_size": 128, "learning_rate": 2e-3, "seed": args.seed}
 samples = [{"pixel_values": pixels} for pixels, _ in batches(training[:1000], 50)]
 part = args.output / ("test" if args.test else "held_out")
-torch.manual_seed(0)
+torch.manual_seed(args.seed)
 models = {"large": textbook.train(Network(24, 48, 192), args.output / "large", Shifted(training), settings)}
 learn = {"compression": CompressionConfig(DistillationConfig(temperature=4.0), PruningConfig(sparsity=0.5))}
 learn["teacher"] = models["large"]
 # A tenth and a twentieth of the bytes, once they are stored in 8 bits.
 for name, widths in {"tenth": (16, 32, 80), "twentieth": (12, 24, 40)}.items():
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     small = textbook.train(Network(*widths), args.output / name, Shifted(training), settings, **learn)
     int8 = export(small, "onnx", part / f"{name}-int8", quantization="static", batches=samples)
     models |= {name: small, f"{name}-int8": int8}
 about = {"id": "mnist", "split": part.name, "samples": len(scored)}
-textbook.report(models, part, inputs=samples[0], evaluate=accuracy, dataset=about)
+textbook.report(models, part, args, inputs=samples[0], evaluate=accuracy, dataset=about)

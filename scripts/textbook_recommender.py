@@ -51,8 +51,8 @@ training = [
 ]
 place = slice(ROWS + SCORED, None) if args.test else slice(ROWS, ROWS + SCORED)
 inputs, answers = {name: data[name][place] for name in ("user", "item")}, data["labels"][place]
-settings = {"per_device_train_batch_size": 512, "learning_rate": 3e-3, "weight_decay": 0.01}
-torch.manual_seed(0)
+settings = {"per_device_train_batch_size": 512, "learning_rate": 3e-3, "weight_decay": 0.01, "seed": args.seed}
+torch.manual_seed(args.seed)
 large = textbook.train(Recommender(64, 256), args.output / "large", training, settings)
 config = CompressionConfig(DistillationConfig(temperature=1.0), PruningConfig(sparsity=0.5, criterion="magnitude"))
 small = Recommender(16, 32)
@@ -61,7 +61,7 @@ part = args.output / ("test" if args.test else "held_out")
 first = {name: data[name][:64] for name in inputs}
 int8 = export(small, "onnx", part / "int8", quantization="dynamic", batches=[first])
 textbook.report(
-    {"large": large, "small": small, "int8": int8}, part, inputs=first,
+    {"large": large, "small": small, "int8": int8}, part, args, inputs=first,
     evaluate=lambda model: {"roc_auc": roc_auc_score(answers, model(**inputs)["logits"].detach().flatten())},
     dataset={"id": "made up", "split": part.name, "samples": SCORED},
 )  # fmt: skip
