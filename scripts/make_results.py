@@ -184,7 +184,7 @@ def dense_model() -> str:
         "starts from the third, and from the one process; in bfloat16 from that in bfloat16:",
         table(["stage", "data", "accuracy, %"], rows),
         f"Target {100 * content['target']:g} %: missed, by the best of these by {missed:.2f}.",
-        "By one command, `dense_sst2.py --seeds 42 43 44`, bfloat16, on a sixth machine; `aside` are the 2,000 phrases:",
+        "By one command, `dense_sst2.py --seeds 42 43 44`, bfloat16, on a sixth machine; `aside` are those 2,000:",
         table(["stage", "accuracy, %", "aside, %"], once),
         link("dense_sst2", "dense_sst2_seeds"),
     ])  # fmt: skip
