@@ -22,7 +22,7 @@ from hf_compress.architecture.probing import build_errors
 from hf_compress.architecture.targets import expert_stacks
 from hf_compress.errors import ConfigError, QuantizationError
 from hf_compress.measurement import load
-from hf_compress.measurement.inputs import dummy_inputs, floating_dtype, sized_inputs
+from hf_compress.measurement.inputs import check_sample, dummy_inputs, floating_dtype, sized_inputs
 from hf_compress.output import copy_companions, free_folder, whole_folder
 from hf_compress.quantization.config import QuantizationConfig
 from hf_compress.quantization.schemes import Scheme, is_transposed, scheme_of, usable_scheme
@@ -57,10 +57,11 @@ def quantize(
 
     Raises:
         OutputExistsError: if `output` already holds something.
-        ConfigError: if `source` is no saved model, or there is no such scheme.
+        ConfigError: if `source` is no saved model, there is no such scheme, or a batch is none.
         MissingDependencyError: if the package of the scheme is missing, with the line that installs it.
         QuantizationError: if an option is not for the scheme, samples are missing, the model is quantized already,
             has no linear layer to quantize, or loads back differently. Nothing is written then.
+        UnsupportedError: if no inputs can be made up for the model, and there are no `batches`.
     """
     if isinstance(source, nn.Module):
         raise QuantizationError(
@@ -224,6 +225,7 @@ def failing_layers(
 def _inputs(model: Any, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
     if not batches:
         return dummy_inputs(model, batch_size=2)
+    check_sample(batches[0])
     found = sized_inputs(model, 2, sample=without_labels(model, batches[0]))
     return {name: t.to(floating_dtype(model)) if t.is_floating_point() else t for name, t in found.items()}
 

@@ -137,6 +137,8 @@ def test_batches_stand_in_where_no_inputs_can_be_made_up(tmp_path):
     with pytest.raises(UnsupportedError, match="quantize: batches="):
         quantize(tmp_path / "source", tmp_path / "quantized")
     assert not (tmp_path / "quantized").exists()
+    with pytest.raises(ConfigError, match="must be a batch"):
+        quantize(tmp_path / "source", tmp_path / "quantized", batches=["a text"])
     # Two numbers say where a patch is.
     patches = torch.cat([torch.randint(8, (3, 16, 2)), torch.randn(3, 16, 64)], dim=-1)
     batch = {"flattened_patches": patches, "labels": torch.randint(2, 60, (3, 5))}
