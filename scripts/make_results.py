@@ -249,7 +249,7 @@ REMARKS = {
     "mrpc": "Beside labelled pairs `distilled` learnt from pairs without labels, which `labels-alone` never saw.",
     "wikitext": "Half of the blocks' weights are gone; embeddings stay. The dense model saw its text little more than "
     "once and the student learns on, so it ends below it; from one that was trained to the end more is lost. "
-    "Card and times are of the first seed, in float32; the second was trained on another machine, in bfloat16.",
+    "Card and times are of the first seed, in float32; the others were trained on other machines, in bfloat16.",
 }
 
 
