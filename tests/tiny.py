@@ -10,6 +10,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BlipConfig,
+    BlipForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
@@ -51,6 +53,14 @@ def llama(seed: int = 0, **changes) -> LlamaForCausalLM:
 def vit(seed: int = 0, **changes) -> ViTForImageClassification:
     torch.manual_seed(seed)
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **{**WIDTH, **changes}))
+
+
+def blip(seed: int = 0, **changes) -> BlipForConditionalGeneration:
+    torch.manual_seed(seed)
+    part = {**WIDTH, **changes}
+    text = {**part, "vocab_size": 50, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2}
+    config = BlipConfig(text_config=text, vision_config={**part, "image_size": 32, "patch_size": 8}, projection_dim=16)
+    return BlipForConditionalGeneration(config)
 
 
 def t5(seed: int = 0) -> T5ForConditionalGeneration:

@@ -24,5 +24,8 @@ def head_modules(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and inside and id(module) not in inside
     }
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    # Models of several parts, such as BLIP, do not name the head of a part, which shares its weight with embeddings.
+    shared = {name.removesuffix(".weight") for name in getattr(model, "all_tied_weights_keys", None) or ()}
+    output = model.get_output_embeddings()
+    heads |= {name for name, module in model.named_modules() if name in shared and isinstance(module, nn.Linear)}
     return sorted(heads | {name for name, module in model.named_modules() if module is output})

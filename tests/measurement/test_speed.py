@@ -75,11 +75,6 @@ def reader():
     return transformers.VisionEncoderDecoderModel(together(transformers.ViTConfig(**SIGHT), decoder))
 
 
-def blip():
-    config = transformers.BlipConfig(text_config={**SPEECH, "vocab_size": 60}, vision_config=SIGHT, projection_dim=16)
-    return transformers.BlipForConditionalGeneration(config)
-
-
 def wav2vec2_bert():
     return transformers.Wav2Vec2BertForCTC(transformers.Wav2Vec2BertConfig(**SPEECH, vocab_size=60))
 
@@ -100,7 +95,7 @@ def moonshine():
     ("make", "described"),
     [
         (reader, {"image": "32x32", "length": 128}),
-        (blip, {"image": "32x32", "length": 128}),
+        (tiny.blip, {"image": "32x32", "length": 128}),
         (wav2vec2_bert, {"features": "100x160"}),
         (speech_to_text, {"features": "100x80", "length": 128}),
         (moonshine, {"samples": 16000, "length": 64}),

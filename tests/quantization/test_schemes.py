@@ -146,6 +146,19 @@ def test_batches_stand_in_where_no_inputs_can_be_made_up(tmp_path):
     assert quantized_layers(type(model).from_pretrained(tmp_path / "quantized"))
 
 
+def test_the_head_of_a_part_that_shares_its_weight_with_embeddings_is_left_alone(tmp_path):
+    model = tiny.blip(hidden_size=64)
+    model.save_pretrained(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "quantized")
+    again = type(model).from_pretrained(tmp_path / "quantized")
+    held = quantized_layers(again)
+    assert held
+    assert "text_decoder.cls.predictions.decoder" not in held
+    inputs = dummy_inputs(model, 2)
+    wanted = logits(model, inputs)
+    assert (logits(again, inputs) - wanted).norm() / wanted.norm() < 0.2
+
+
 def test_layers_whose_inputs_bitsandbytes_cannot_run_are_left_alone(tmp_path):
     model = build("wavlm")
     model.save_pretrained(tmp_path / "source")
