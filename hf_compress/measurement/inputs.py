@@ -52,10 +52,14 @@ def dummy_inputs(
     inputs = makers[kind](model, batch_size, length, generator)
     if kind == "input_ids" and hasattr(model, "text_model") and hasattr(model, "vision_model"):
         inputs |= _images(model.vision_model, batch_size, None, generator)
-    if kind == "pixel_values" and "input_ids" in inspect.signature(model.forward).parameters:
+    taken = inspect.signature(model.forward).parameters
+    if kind == "pixel_values" and "input_ids" in taken:
         inputs |= _text(model, batch_size, None, generator)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = _written(config, batch_size, _TOKENS, generator)
+        inputs["decoder_input_ids"] = _written(model, batch_size, _TOKENS, generator)
+    if "decoder_input_ids" not in taken:
+        # The config of an encoder alone speaks of both.
+        inputs.pop("decoder_input_ids", None)
     first = next(model.parameters())
     return {
         name: t.to(first.device, floating_dtype(model) if t.is_floating_point() else None)
@@ -115,14 +119,15 @@ def _text(model: Any, batch_size: int, length: int | None, generator: torch.Gene
         # Padding would change the work done: RoBERTa counts positions by it.
         ids[ids == pad] = (pad + 1) % config.vocab_size
     if config.is_encoder_decoder:
-        ids = with_end(ids, config.eos_token_id, config.vocab_size)
+        ids = with_end(ids, getattr(config, "eos_token_id", None), config.vocab_size)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _positions(model: nn.Module, config: Any) -> int | None:
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
+    limits = (getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings"))
+    limit = next((n for n in limits if isinstance(n, int) and n > 0), None)
+    if limit is None:
         return None
     # RoBERTa and its kin start to count positions after the padding index.
     offsets = [
@@ -150,16 +155,15 @@ def _audio(model: Any, batch_size: int, length: int | None, generator: torch.Gen
 
 
 def _features(model: Any, batch_size: int, length: int | None, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    config, writes = model.config, model.config.is_encoder_decoder
-    shape = feature_shape(config, _FRAMES if writes else length or _FRAMES)
+    writes = model.config.is_encoder_decoder
+    shape = feature_shape(model.config, _FRAMES if writes else length or _FRAMES)
     inputs = {"input_features": torch.randn((batch_size, *(shape or ())), generator=generator)}
-    tokens = {"decoder_input_ids": _written(config, batch_size, length or _TOKENS, generator)} if writes else {}
+    tokens = {"decoder_input_ids": _written(model, batch_size, length or _TOKENS, generator)} if writes else {}
     return inputs | tokens
 
 
-def _written(config: Any, batch_size: int, tokens: int, generator: torch.Generator) -> torch.Tensor:
+def _written(model: Any, batch_size: int, tokens: int, generator: torch.Generator) -> torch.Tensor:
     """Return what a decoder has written, no longer than it can be."""
-    decoder = config.get_text_config(decoder=True)
-    limits = [getattr(decoder, name, None) for name in ("max_target_positions", "max_position_embeddings")]
-    limit = min([n for n in limits if isinstance(n, int) and n > 0], default=tokens)
-    return torch.randint(0, decoder.vocab_size, (batch_size, min(tokens, limit)), generator=generator)
+    decoder = model.config.get_text_config(decoder=True)
+    shape = (batch_size, min(tokens, _positions(model, decoder) or tokens))
+    return torch.randint(0, decoder.vocab_size, shape, generator=generator)

@@ -109,6 +109,16 @@ def test_models_that_read_sounds_or_write_about_what_they_see_get_their_inputs(m
         assert len(model(**inputs).logits) == 2
 
 
+@pytest.mark.parametrize("stem", ["WhisperForAudioClassification", "WhisperForCausalLM"])
+def test_one_half_of_an_encoder_decoder_gets_its_own_inputs_alone(stem):
+    _, config, fields = architectures.MODELS["whisper"]
+    model = getattr(transformers, stem)(getattr(transformers, config)(**fields)).eval()
+    inputs = dummy_inputs(model, batch_size=2)
+    assert "decoder_input_ids" not in inputs
+    with torch.no_grad():
+        assert len(model(**inputs).logits) == 2
+
+
 @pytest.mark.parametrize("make", [wav2vec2_bert, speech_to_text])
 def test_models_that_read_frames_of_sound_can_be_shrunk(make):
     model = make().eval()
