@@ -1,10 +1,10 @@
 """MiniLM on SST-2 with everything at once: fewer tokens, heads and neurons, distilled, in 8 bit, for one runtime.
 
     python scripts/bench_joint.py --data SST2_FOLDER --dense FINE_TUNED_FOLDER --output results.json
-With `--card FOLDER` card, records and pictures of the first seed go there, and the accuracy of all into seeds.json.
-With `--unlabeled FOLDER` it learns from other text too. The vocabulary is that of the training sentences, or with
-`--whole-vocabulary` as it was; with `--steps 0` nothing is trained. Accuracy is
-that of the validation sentences; all are timed in turn. Models are kept: run again, it only measures, and with
+The dense model is what dense_sst2.py makes. With `--card FOLDER` card, records and pictures of the first seed go
+there, and the accuracy of all into seeds.json. With `--unlabeled FOLDER` it learns from other text too. The vocabulary
+is that of the training sentences, or with `--whole-vocabulary` as it was; with `--steps 0` nothing is trained. Scored
+are the validation sentences; all are timed in turn. Models are kept: run again, it only measures, and with
 `--train-only` it leaves that to a quieter time.
 """
 
@@ -32,8 +32,7 @@ from hf_compress.hub.config import CardInfo
 from hf_compress.report.compare import compare
 from hf_compress.report.tables import is_quality
 
-# Most training rows are short phrases; of 256 too few are as long as the sentences that are scored, which came out
-# further from the floating-point model in 8 bit.
+# As many as recipes calibrate on.
 SAMPLES = 1024
 
 parser = sst2.parser(__doc__, steps=1500, learning_rate=1e-4)

@@ -19,7 +19,7 @@ def parser(doc, steps, learning_rate):
     """Return the options that all have."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, required=True, help="folder with train.parquet and validation.parquet")
-    made.add_argument("--dense", required=True, help="folder of the fine-tuned model")
+    made.add_argument("--dense", required=True, help="folder of the fine-tuned model, as dense_sst2.py makes it")
     made.add_argument("--output", type=Path, required=True)
     made.add_argument("--unlabeled", type=Path, help="folder with train.parquet, a column text")
     made.add_argument("--cache", type=Path, help="folder for what the dense model says")

@@ -1,4 +1,4 @@
-"""Training and evaluation mode of models.
+"""Training and evaluation mode of models, and the precision that training leaves around them.
 
 Level: state.
 """
@@ -25,3 +25,24 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in before:
             part.training = mode
+
+
+@contextlib.contextmanager
+def outside_training(*models: nn.Module) -> Iterator[None]:
+    """Evaluate models as whoever loads them will: without the mixed precision that a Trainer leaves around `forward`.
+
+    With `bf16` or `fp16` accelerate puts an autocast there, which outlives the training and would be compared, timed
+    and exported. Afterwards it is there again, since training may go on.
+    """
+    from accelerate.utils import extract_model_from_parallel
+
+    names = ("forward", "_original_forward")
+    wrapped = [(model, {n: vars(model)[n] for n in names}) for model in models if names[1] in vars(model)]
+    for model, _ in wrapped:
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    try:
+        with evaluating(*models):
+            yield
+    finally:
+        for model, found in wrapped:
+            vars(model).update(found)

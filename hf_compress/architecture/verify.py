@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from hf_compress.architecture import probing
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import ArchitectureError
 
 # Largest difference allowed, relative to the largest output: removal only reorders sums, but 16-bit sums round.
@@ -168,7 +168,7 @@ def outputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     # Layers keep their old index, under which a cache made for fewer layers has no place.
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     plain = torch.autocast(device.type, enabled=False)
-    with evaluating(model), torch.random.fork_rng(devices=cuda), torch.no_grad(), plain:
+    with outside_training(model), torch.random.fork_rng(devices=cuda), torch.no_grad(), plain:
         torch.manual_seed(0)
         output = model(**inputs, **options)
     items = output.items() if isinstance(output, Mapping) else enumerate(output)

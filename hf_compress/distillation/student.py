@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_compress.architecture.anatomy import probe
 from hf_compress.architecture.kept import Amount, evenly_spaced
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.architecture.shrink import shrink
 from hf_compress.distillation.capture import seen_in
 from hf_compress.distillation.reduce import token_mask
@@ -126,7 +126,7 @@ def layer_importance(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> 
     """
     sums, count = torch.zeros(0, dtype=torch.float64), 0
     device = next(model.parameters()).device
-    with evaluating(model):
+    with outside_training(model):
         for batch in batches:
             inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
             states = seen_in(model(**inputs, output_hidden_states=True), {}).hidden.get("")

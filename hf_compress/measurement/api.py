@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import ConfigError, did_you_mean
 from hf_compress.measurement.adapter import describe_adapter, is_adapter, whole_model
 from hf_compress.measurement.config import MeasureSettings
@@ -89,7 +89,7 @@ def measure(
         measured[name] += times
     for name, model in loaded.items() if evaluate else ():
         _say(f"{name}: quality")
-        with evaluating(model):
+        with outside_training(model):
             measured[name] += measure_quality(model, evaluate)  # type: ignore[arg-type]
     place, data = environment(), dict(dataset or {}) if evaluate else {}
     records = [

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import DataError
 
 # Logits of so many tokens exist at once, at most.
@@ -54,7 +54,7 @@ def perplexity(
         raise DataError(f"expected at least 2 tokens to predict, found {len(tokens)}")
     device = next(model.parameters()).device
     total, done = 0.0, 1
-    with evaluating(model):
+    with outside_training(model):
         for windows in _batches(_windows(len(tokens), length, stride), batch_size):
             ids = torch.stack([tokens[first:last] for first, last in windows]).to(device)
             fresh = []

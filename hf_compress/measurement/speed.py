@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.measurement.busy import OtherLoad
 from hf_compress.measurement.exported import ExportedModule
 from hf_compress.measurement.inputs import describe_inputs, dummy_inputs, floating_dtype
@@ -58,7 +58,7 @@ def measure_latency(
         For each model and batch size the latency in ms (median, with all samples, block after block), the throughput
         in samples/s and, unless it is quantized, the multiply-accumulate operations that torch's own counter finds.
     """
-    with evaluating(*models.values()):
+    with outside_training(*models.values()):
         timers = {
             size: _Timer({name: (model, inputs(model, size)) for name, model in models.items()})
             for size in batch_sizes

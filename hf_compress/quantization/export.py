@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.decoder import without_labels
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import ConfigError, DataError, MissingDependencyError, QuantizationError, UnsupportedError
 from hf_compress.imports import is_available, require
 from hf_compress.measurement import load
@@ -79,7 +79,7 @@ def export(
     samples = [without_labels(source, batch) for batch in batches]
     with whole_folder(output) as part:
         # NNCF prints its progress to where results are printed.
-        with evaluating(source), contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):
+        with outside_training(source), contextlib.redirect_stdout(sys.stderr), as_codes(source, format != "openvino"):
             report = _write(source, kind(quantization, samples), samples, part, kind.tidy)
         report = {"format": format, "quantization": quantization, "samples": _count(samples, quantization), **report}
         report["tolerance"] = _TOLERANCES[quantization] if tolerance is None else tolerance

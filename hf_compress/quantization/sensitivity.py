@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hf_compress.architecture.decoder import without_labels
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import DataError, QuantizationError
 from hf_compress.quantization.api import layers_by_fit
 from hf_compress.quantization.config import QuantizationConfig
@@ -46,7 +46,7 @@ def quantization_sensitivity(
     if not batches:
         raise DataError("expected at least one batch of inputs to compare predictions on, found none")
     found = {}
-    with evaluating(model):
+    with outside_training(model):
         wanted = [list(predictions(model, batch)) for batch in batches]
         for name, weight, rounded in rounded_weights(model, config):
             print(f"sensitivity: {name}", file=sys.stderr)

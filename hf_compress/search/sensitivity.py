@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import ArchitectureError, ConfigError, DataError
 from hf_compress.recipes.progress import say
 from hf_compress.recipes.recipe import write_json
@@ -83,7 +83,7 @@ def sensitivity(
     if not all(0 < level < 1 for level in levels):
         raise ConfigError(f"levels must be above 0 and below 1, found {list(levels)}")
     changes = [KINDS.get(kind) for kind in kinds]
-    with evaluating(model), torch.no_grad():
+    with outside_training(model), torch.no_grad():
         wanted = [list(predictions(model, batch)) for batch in batches]
         mark = _fingerprint(model, wanted)
         done = _read(output, mark)

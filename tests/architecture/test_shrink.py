@@ -1,12 +1,14 @@
 import copy
 
 import pytest
+import tiny
 import torch
 import transformers
 from torch import nn
 
 from hf_compress.architecture.anatomy import expand_units, ffn_units, nonzero_units, unit_scores
 from hf_compress.architecture.kept import evenly_spaced
+from hf_compress.architecture.modes import outside_training
 from hf_compress.architecture.shrink import shrink
 from hf_compress.errors import ArchitectureError
 
@@ -121,6 +123,23 @@ def test_lists_of_that_length_by_chance_stay():
     shrunk = shrink(transformers.Qwen3ForCausalLM(config), layers=2)
     assert shrunk.config.suppress_tokens == [4, 5, 6]
     assert shrunk.config.layer_types == ["full_attention"] * 2
+
+
+def test_a_model_that_a_trainer_trained_in_bfloat16_is_compared_in_its_own_precision(tmp_path):
+    model = tiny.bert()
+    arguments = tiny.arguments(tmp_path, bf16=True, max_steps=1)
+    transformers.Trainer(model, arguments, train_dataset=tiny.sentences()).train()
+    wrapped = model.forward
+    inputs = {name: value[None] for name, value in tiny.sentences(1)[0].items()}
+    rounded = model.eval()(**inputs).logits
+    shrunk = shrink(model, ffn=0.5)
+    assert shrunk.config.intermediate_size == model.config.intermediate_size // 2
+    # Training may go on in bfloat16; the smaller model never was in it.
+    assert model.forward == wrapped
+    assert torch.equal(model(**inputs).logits, rounded)
+    with outside_training(model):
+        assert (model(**inputs).logits - rounded).abs().max() > 1e-6
+    assert not hasattr(shrunk, "_original_forward")
 
 
 def test_any_number_of_positions_is_no_length():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import BertConfig, BertModel, ResNetConfig, ResNetForImageClassification
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetForImageClassification, Trainer
 
 from hf_compress import QuantizationConfig, export, measure, quantize
 from hf_compress.errors import ConfigError, DataError, MissingDependencyError, OutputExistsError, QuantizationError
@@ -202,3 +202,13 @@ def test_a_model_without_a_head_is_exported(tmp_path):
     model = BertModel(BertConfig(vocab_size=50, max_position_embeddings=16, **tiny.WIDTH))
     folder = export(model, "onnx", tmp_path / "out")
     assert difference(model, folder, dummy_inputs(model, 3)) < 1e-4
+
+
+def test_a_model_that_a_trainer_trained_in_bfloat16_is_exported_in_its_own_precision(tmp_path):
+    pytest.importorskip("openvino")
+    model = tiny.bert()
+    arguments = tiny.arguments(tmp_path / "run", bf16=True, max_steps=1)
+    Trainer(model, arguments, train_dataset=tiny.sentences()).train()
+    export(model, "openvino", tmp_path / "exported")
+    assert json.loads((tmp_path / "exported/compression.json").read_text())["difference"] < 1e-5
+    assert "bf16" not in (tmp_path / "exported/openvino_model.xml").read_text()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.errors import ArchitectureError
 from hf_compress.pruning.oneshot.taps import Batch, on_device
 
@@ -57,7 +57,7 @@ def in_order(model: nn.Module, blocks: Sequence[str], batch: Batch) -> list[str]
         if path != WHOLE
     ]
     try:
-        with evaluating(model):
+        with outside_training(model):
             model(**next(on_device(model, [batch])))
     finally:
         for handle in handles:
@@ -135,7 +135,7 @@ class Walk:
     @torch.no_grad()
     def run(self, position: int, on_output: Callable[[int, Any], None] | None = None) -> None:
         """Run block number `position` on all batches, all before it done; `on_output` gets batch number and output."""
-        with evaluating(self.model), self._handing_on(position) as state:
+        with outside_training(self.model), self._handing_on(position) as state:
             for number, batch in enumerate(self.batches):
                 state["number"], state["output"] = number, None
                 with contextlib.suppress(_Reached):

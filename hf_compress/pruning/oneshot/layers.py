@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_compress.architecture.anatomy import Axis
 from hf_compress.architecture.kept import Amount, unit_count
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.architecture.shrink import removable_layers
 from hf_compress.architecture.verify import hand_on
 from hf_compress.errors import ArchitectureError
@@ -107,7 +107,7 @@ def layer_changes(model: nn.Module, batches: Sequence[Batch], axis: Axis, criter
         for i in range(axis.size)
     ]
     try:
-        with evaluating(model):
+        with outside_training(model):
             for batch in on_device(model, batches):
                 model(**batch)
     finally:
@@ -130,7 +130,7 @@ def _greedily(
 
 @torch.no_grad()
 def _outputs(model: nn.Module, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    with evaluating(model):
+    with outside_training(model):
         return [_main(model(**batch)) for batch in on_device(model, batches)]
 
 
@@ -147,7 +147,7 @@ def _loss_without(
 ) -> float:
     """Return the mean loss without some layers; without labels the squared change of the outputs."""
     total, rows = 0.0, 0
-    with evaluating(model), _without(model, axis, gone):
+    with outside_training(model), _without(model, axis, gone):
         for batch, before in zip(on_device(model, batches), expected, strict=True):
             output, count = model(**batch), len(next(iter(batch.values())))
             loss = getattr(output, "loss", None)

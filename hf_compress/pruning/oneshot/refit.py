@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.architecture.units import UnitGroup
 from hf_compress.pruning.oneshot.repair import Regression
 from hf_compress.pruning.oneshot.taps import Batch, on_device, taps_of
@@ -37,7 +37,7 @@ def refit(
     """
     readers = {tap.module: None for each in taps_of(full, list(kept)).values() for tap in each}
     names = {module: name for name, module in full.named_modules()}
-    with evaluating(full), evaluating(smaller):
+    with outside_training(full), outside_training(smaller):
         for module in _in_order(full, batches[0], list(readers)):
             other = smaller.get_submodule(names[module])
             weight = other.weight if isinstance(other, nn.Linear) else other.weight.T

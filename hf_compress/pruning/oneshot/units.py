@@ -16,7 +16,7 @@ from hf_compress.architecture.anatomy import Axis, probe
 from hf_compress.architecture.attention import head_axes
 from hf_compress.architecture.decoder import without_labels
 from hf_compress.architecture.kept import Amount, unit_count
-from hf_compress.architecture.modes import evaluating
+from hf_compress.architecture.modes import outside_training
 from hf_compress.architecture.per_layer import cut_per_layer, per_layer_groups
 from hf_compress.architecture.shrink import shrink
 from hf_compress.architecture.units import UnitGroup, unit_scores
@@ -237,7 +237,7 @@ def unit_importance(
     kind = UNIT_CRITERIA.get(criterion)
     found = {group: [kind(group.count) for _ in each] for group, each in taps.items()}
     needs_gradients = next(iter(found.values()))[0].needs_gradients
-    with evaluating(model), looking(taps), torch.set_grad_enabled(needs_gradients):
+    with outside_training(model), looking(taps), torch.set_grad_enabled(needs_gradients):
         for batch in on_device(model, batches):
             if needs_gradients:
                 loss = summed_loss(model, batch, generator)
