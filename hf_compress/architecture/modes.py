@@ -37,7 +37,7 @@ def outside_training(*models: nn.Module) -> Iterator[None]:
     from accelerate.utils import extract_model_from_parallel
 
     names = ("forward", "_original_forward")
-    wrapped = [(model, {n: vars(model)[n] for n in names}) for model in models if names[1] in vars(model)]
+    wrapped = [(m, {n: vars(m)[n] for n in names}) for m in models if vars(m).keys() >= set(names)]
     for model, _ in wrapped:
         extract_model_from_parallel(model, keep_fp32_wrapper=False)
     try:

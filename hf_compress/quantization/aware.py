@@ -178,6 +178,19 @@ def _forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
+def unrounded(model: nn.Module) -> Iterator[None]:
+    """Let layers that train with rounded weights compute from the weights as they are, to compare these."""
+    changed = [module for module in model.modules() if _ROUNDING in module.__dict__]
+    try:
+        for module in changed:
+            del module.forward
+        yield
+    finally:
+        for module in changed:
+            module.forward = types.MethodType(_forward, module)
+
+
+@contextlib.contextmanager
 def as_codes(model: nn.Module, folded: bool = True) -> Iterator[None]:
     """Let layers that train with rounded weights compute from 8-bit codes, as exported programs store them.
 

@@ -86,11 +86,13 @@ def _write_adapter(trainer: Any, output: Path) -> dict[str, Path]:
 def _write_compressed(trainer: Any, model: Any, output: Path) -> None:
     from hf_compress.architecture.shrink import shrink
     from hf_compress.quantization.api import quantize
+    from hf_compress.quantization.aware import unrounded
 
     if hasattr(model, "merge_and_unload"):
         model = merge_adapter(copy.deepcopy(model))
     if trainer.pruner is not None and trainer.pruner.plan.structure.removable:
-        with _own_forward(model):
+        # The smaller one computes from the weights as they are, until it is quantized.
+        with unrounded(model):
             model = shrink(model)
     with whole_folder(output) as part:
         if is_plain_module(model):
@@ -101,14 +103,3 @@ def _write_compressed(trainer: Any, model: Any, output: Path) -> None:
             trainer.processing_class.save_pretrained(part / "model")
         if _is_quantized_later(trainer, model):
             quantize(part / "model", part / "quantized", trainer.compression.quantization)
-
-
-@contextlib.contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Take away what mixed precision puts around `forward`: 16-bit logits differ too much to be compared."""
-    wrapped = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.__dict__["forward"] = wrapped

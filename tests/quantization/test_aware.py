@@ -154,6 +154,21 @@ def test_masks_survive_and_distillation_goes_along(tmp_path):
     assert abs(zeros - 0.6 * total) < len(masks)
 
 
+def test_whole_units_go_and_what_is_left_gives_what_was_trained(tmp_path):
+    pytest.importorskip("torchao")
+    model = tiny.bert(**WIDE)
+    config, pruning = QuantizationConfig("torchao-int8", aware=True), PruningConfig(sparsity=0.5, structure="ffn")
+    trainer = train(model, tmp_path / "run", config, pruning=pruning, learning_rate=5e-3)
+    inputs = dummy_inputs(model, 4)
+    trained = logits(model, inputs)
+    folders = trainer.save_compressed(tmp_path / "out")
+    again = type(model).from_pretrained(folders["quantized"])
+    assert again.config.intermediate_size == 64
+    assert (logits(again, inputs) - trained).norm() / trained.norm() < 1e-5
+    # And training may go on with rounded weights.
+    assert torch.equal(logits(model, inputs), trained)
+
+
 def test_observed_ranges_of_activations_are_what_the_exported_program_uses(tmp_path):
     pytest.importorskip("onnxruntime")
     model = tiny.bert(**WIDE)
