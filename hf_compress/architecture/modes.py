@@ -34,15 +34,14 @@ def outside_training(*models: nn.Module) -> Iterator[None]:
     With `bf16` or `fp16` accelerate puts an autocast there, which outlives the training and would be compared, timed
     and exported. Afterwards it is there again, since training may go on.
     """
-    from accelerate.utils import extract_model_from_parallel
-
-    names = ("forward", "_original_forward")
-    wrapped = [(m, {n: vars(m)[n] for n in names}) for m in models if vars(m).keys() >= set(names)]
+    # accelerate keeps the model's own there; its `extract_model_from_parallel` would take an fp8 model apart as well.
+    own = "_original_forward"
+    wrapped = [(m, m.forward) for m in models if vars(m).keys() >= {"forward", own}]
     for model, _ in wrapped:
-        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        model.forward = vars(model)[own]
     try:
         with evaluating(*models):
             yield
     finally:
-        for model, found in wrapped:
-            vars(model).update(found)
+        for model, forward in wrapped:
+            model.forward = forward
