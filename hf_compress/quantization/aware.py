@@ -177,10 +177,14 @@ def _forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return nn.functional.linear(rounding.inputs(inputs, module.training), weight, module.bias)
 
 
+def _rounding_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if _ROUNDING in module.__dict__]
+
+
 @contextlib.contextmanager
 def unrounded(model: nn.Module) -> Iterator[None]:
     """Let layers that train with rounded weights compute from the weights as they are, to compare these."""
-    changed = [module for module in model.modules() if _ROUNDING in module.__dict__]
+    changed = _rounding_layers(model)
     try:
         for module in changed:
             del module.forward
@@ -201,7 +205,7 @@ def as_codes(model: nn.Module, folded: bool = True) -> Iterator[None]:
         model: with or without such layers.
         folded: hold codes; otherwise make them of the weight in every pass, which OpenVINO folds itself.
     """
-    changed = [module for module in model.modules() if _ROUNDING in module.__dict__]
+    changed = _rounding_layers(model)
     if changed:
         # Registers the operators.
         import torch.ao.quantization.fx._decomposed  # noqa: F401
