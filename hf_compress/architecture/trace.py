@@ -23,6 +23,8 @@ from hf_compress.errors import ArchitectureError
 # How many parts are looked at, and how many of them at once, where what is read fits nothing.
 _NEAREST = 8
 _TOGETHER = 4
+# Passes before a search is given up. Of some 100 architectures none was found that needs more than 19.
+_TRIES = 64
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class Tracer:
     ) -> _Chosen | None:
         """Return `chosen` with the fewest parts more that bring a pass further than `reached`."""
         near = self._candidates(chosen, reached, free)
+        tries = itertools.count(1)
         for number in range(1, min(_TOGETHER, len(near)) + 1):
             for parts in itertools.combinations(near, number):
                 options = [part.laid_out(len(order)) for part in parts]
@@ -158,6 +161,8 @@ class Tracer:
                     further = self._progress(more, order)
                     if further is None or further > reached:
                         return more
+                    if next(tries) == _TRIES:
+                        return None
         return None
 
     def _candidates(self, chosen: _Chosen, reached: tuple[int, bool], free: list[Part]) -> list[Part]:

@@ -16,6 +16,7 @@ from hf_compress.architecture import probing
 from hf_compress.architecture.anatomy import Anatomy
 from hf_compress.architecture.units import AxisSlice, permuted_index
 from hf_compress.architecture.verify import made_up, outputs
+from hf_compress.errors import ArchitectureError
 
 _LAYERS = 2
 # What is made smaller, if it is large, so that the twin of a large model takes no more memory than a small one.
@@ -27,7 +28,9 @@ _TOLERANCE = 2e-5
 
 
 class Twin:
-    """A model built from a config and a seed, in float32.
+    """A model built from a config and a seed, in float64 where its forward pass takes that, else in float32.
+
+    Outputs that saturate, such as the tanh of a pooler, magnify what float32 rounds.
 
     Args:
         model_class: class of the model.
@@ -37,13 +40,17 @@ class Twin:
     def __init__(self, model_class: type, config: Any) -> None:
         with probing.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = model_class(config).float().eval()
+            self.model = model_class(config).double().eval()
             with torch.no_grad():
                 for parameter in self.model.parameters():
                     # Norms and biases too: what is one or zero everywhere hides a wrong order.
                     parameter.copy_(torch.randn_like(parameter) / parameter.shape[1:].numel() ** 0.5)
+        try:
+            self.inputs, self._expected = made_up(self.model)
+        except ArchitectureError:
+            self.model.float()
+            self.inputs, self._expected = made_up(self.model)
         self._names = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        self.inputs, self._expected = made_up(self.model)
 
     @contextlib.contextmanager
     def moved(self, moves: Iterable[tuple[AxisSlice, torch.Tensor]]) -> Iterator[None]:

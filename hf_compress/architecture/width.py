@@ -20,7 +20,7 @@ from hf_compress.architecture.attention import find_head_axes, head_counts
 from hf_compress.architecture.cut import Plan, check_cut, cut
 from hf_compress.architecture.lift import lift
 from hf_compress.architecture.moved import Shape, Way, is_width
-from hf_compress.architecture.parts import parts_of
+from hf_compress.architecture.parts import part_side, parts_of
 from hf_compress.architecture.trace import Space, Tracer
 from hf_compress.architecture.twin import Twin, twin_config
 from hf_compress.architecture.units import AxisSlice, UnitGroup
@@ -114,13 +114,18 @@ class _Search:
     def _ways(self) -> Iterator[Way]:
         others = {axis.field for axis in self._anatomy.axes if axis.name in ("ffn", "layers", "vocabulary")}
         numbers = [path for path, value in probing.number_fields(self._config) if value == self._axis.size]
-        same = [path for path in numbers if path != self._axis.field and path not in others]
+        same = [p for p in numbers if p != self._axis.field and p not in others and not self._counts_rows(p)]
         heads = tuple(name for counts in self._heads for name in counts.fields) if self._follow_width else ()
         for more in [(), *((path,) for path in same), *([tuple(same)] if len(same) > 1 else [])]:
             # Fewer heads are faster than narrower ones.
             if heads:
                 yield Way((self._axis.field, *more), heads)
             yield Way((self._axis.field, *more), ())
+
+    def _counts_rows(self, path: str) -> bool:
+        """Whether a field counts rows of tables, such as positions, and equals the width by chance."""
+        alone = Way((path,), ()).shape(self._class, self._config)
+        return {part_side(piece, self._meta) for piece in alone.pieces} == {"rows"}
 
     def _try(self, way: Way) -> Axis | str:
         try:
@@ -189,7 +194,7 @@ class _Search:
         found.sort(key=lambda group: (group.count != to.size, -len(group.slices)))
         fields, extra = tuple(to.shares.items()), tuple(self._extra.items())
         axis = Axis("", self._axis.field, to.size, found[0].slices, (), tuple(found), fields, extra)
-        return replace(axis, name=_name(axis, to))
+        return replace(axis, name=_name(axis, to, self._meta))
 
     def _is_legal(self, axis: Axis, size: int) -> bool:
         if any(
@@ -201,16 +206,24 @@ class _Search:
         return not isinstance(shapes, str) and shapes.keys() == self._anatomy.shapes.keys()
 
 
-def _name(axis: Axis, shape: Shape) -> str:
+def _name(axis: Axis, shape: Shape, model: Any) -> str:
     """Return what kind of width it is; "" if it is none that is known."""
     layers = [{piece.layer for piece in group.slices} for group in axis.groups]
     if all(len(found) == 1 and None not in found for found in layers):
+        if any(_readers(group, model) > 1 for group in axis.groups):
+            # A stream of its own in each layer.
+            return ""
         blocks = {group.blocks for group in axis.groups}
         return "ffn" if blocks == {1} else "" if 1 in blocks else "head_size"
     matrices = {p.parameter for p in shape.pieces if len(shape.base[p.parameter]) > 1}
     if "[" in axis.field or 2 * sum(len(shape.base[name]) > 2 for name in matrices) > len(matrices):
         return "filters"
     return "hidden" if any(found != {None} for found in layers) else ""
+
+
+def _readers(group: UnitGroup, model: Any) -> int:
+    reading = (p.parameter for p in group.slices if part_side(p, model) == "in")
+    return len({name.rpartition(".")[0] for name in reading})
 
 
 _Divided = list[tuple[Space, AxisSlice]]

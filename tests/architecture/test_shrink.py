@@ -10,6 +10,8 @@ from hf_compress.architecture.anatomy import expand_units, ffn_units, nonzero_un
 from hf_compress.architecture.kept import evenly_spaced
 from hf_compress.architecture.modes import outside_training
 from hf_compress.architecture.shrink import shrink
+from hf_compress.architecture.twin import Twin
+from hf_compress.architecture.units import AxisSlice
 from hf_compress.errors import ArchitectureError
 
 
@@ -147,6 +149,26 @@ def test_any_number_of_positions_is_no_length():
     sizes = {"vocab_size": 60, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
     model = transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**sizes))
     assert shrink(model, ffn=0.5).config.d_inner == 24
+
+
+def test_a_twin_tells_units_apart_where_outputs_saturate():
+    """MobileBERT's norms do not norm, so the tanh of its pooler magnifies what float32 rounds."""
+    config = transformers.MobileBertConfig(vocab_size=60, num_hidden_layers=2)
+    twin = Twin(transformers.MobileBertModel, config)
+    order = torch.randperm(config.intermediate_size, generator=torch.Generator().manual_seed(0))
+    made = [name for name, p in twin.model.named_parameters() if len(p) == len(order) and ".intermediate." in name]
+    read = [n for n, p in twin.model.named_parameters() if p.shape[1:] == order.shape and ".output.dense." in n]
+    moves = [(AxisSlice(name, 0, 1, None), order) for name in made]
+    assert not twin.is_unmoved_by(moves)
+    assert twin.is_unmoved_by([*moves, *((AxisSlice(name, 1, 1, None), order) for name in read)])
+
+
+def test_a_stream_in_each_layer_is_no_feed_forward_width():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "true_hidden_size": 16, "intra_bottleneck_size": 16}
+    sizes |= {"vocab_size": 60, "num_hidden_layers": 2, "num_feedforward_networks": 2}
+    model = transformers.MobileBertForSequenceClassification(transformers.MobileBertConfig(**sizes))
+    smaller = shrink(model, ffn=0.5)
+    assert (smaller.config.intermediate_size, smaller.config.true_hidden_size) == (24, 16)
 
 
 def test_two_stacks_need_a_dict(make):
