@@ -43,7 +43,26 @@ CASES = [
     *(f"{s} | {how}" for s in SPARSITIES for how in ("torch.nn.utils.prune", "alone", "distilled")),
     "0.75 | distilled", "0.75 | distilled, int8",
 ]  # fmt: skip
-CHOICES = [f"{name} | {how}" for name in ("small", 0.95) for how in TERMS if how != "distilled"]
+# The default and others.
+PRUNED = {
+    "alone": {},
+    "magnitude, at once": {
+        "criterion": "magnitude",
+        "scope": "global",
+        "schedule": "constant",
+        "begin": 0.0,
+        "end": 0.0,
+    },
+    "magnitude": {"criterion": "magnitude", "scope": "global"},
+    "taylor": {"criterion": "taylor", "scope": "global"},
+    "lamp": {"criterion": "lamp"},
+    "platon, regrowth": {"regrow": True},
+    "platon, until 0.35": {"end": 0.35},
+}
+CHOICES = [
+    *(f"{name} | {how}" for name in ("small", 0.95) for how in TERMS if how != "distilled"),
+    *(f"0.95 | {how}" for how in PRUNED if how != "alone"),
+]
 
 
 class Network(nn.Module):
@@ -161,7 +180,7 @@ def run(case, seed):
 def pruned(sparsity, seed, how):
     """Return the teacher with fewer weights, trained on labels alone or with itself as it was."""
     teacher = dense(seed)
-    compression = CompressionConfig(TERMS.get(how), PruningConfig(sparsity))
+    compression = CompressionConfig(TERMS.get(how), PruningConfig(sparsity, **PRUNED.get(how, {})))
     model = copy.deepcopy(teacher).train()
     learnt = {"teacher": teacher} if how in TERMS else {}
     return train(model, seed, args.pruning_epochs, 1e-3, compression=compression, **learnt)
@@ -172,7 +191,9 @@ parser.add_argument("--data", type=Path, required=True, help="folder with train.
 parser.add_argument("--work", type=Path, required=True, help="folder for the teachers")
 parser.add_argument("--output", type=Path, required=True)
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-parser.add_argument("--cases", nargs="+", default=CASES, choices=[*CASES, *CHOICES])
+parser.add_argument(
+    "--cases", nargs="+", default=CASES, choices=[*CASES, *CHOICES], metavar="CASE", help="an unknown one lists them"
+)
 parser.add_argument("--epochs", type=int, default=30, help="of the teacher")
 parser.add_argument("--student-epochs", type=int, default=20)
 parser.add_argument("--pruning-epochs", type=int, default=5)

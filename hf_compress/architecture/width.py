@@ -138,7 +138,8 @@ class _Search:
             scores, norms = _divided(spaces, small)
             reason = ""
             # Some models divide by the root of a width: scores of attention, or what goes into a tied head.
-            for balance in (scores, (), *((*scores, norm) for norm in norms), *((norm,) for norm in norms)):
+            with_scores = [(*scores, norm) for norm in norms]
+            for balance in dict.fromkeys([tuple(scores), (), *with_scores, *((norm,) for norm in norms)]):
                 tried = _tried(twin.model, self._axis_of(small, small, spaces, balance))
                 if not tried:
                     break
@@ -271,7 +272,10 @@ def _tried(model: Any, axis: Axis) -> str:
             reason = (
                 f"a forward pass with fewer channels differs in more than that, as if it used {axis.field} as a number"
             )
-            reason = f"{reason} ({error})" if "masked" not in str(error) else reason
+            if "masked" in str(error):
+                # Other outputs at one size are other outputs at the next.
+                return reason
+            reason = f"{reason} ({error})"
             continue
         return ""
     return reason
