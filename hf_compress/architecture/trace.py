@@ -23,7 +23,7 @@ from hf_compress.errors import ArchitectureError
 # How many parts are looked at, and how many of them at once, where what is read fits nothing.
 _NEAREST = 8
 _TOGETHER = 4
-# Passes before a search is given up. Of some 100 architectures none was found that needs more than 19.
+# Passes before a search is given up. No architecture of the tests needs more than 19.
 _TRIES = 64
 
 
