@@ -193,7 +193,8 @@ class _Search:
             raise ArchitectureError("no part of a small model of the same make moves with it")
         # The channels that go through most of the model come first.
         found.sort(key=lambda group: (group.count != to.size, -len(group.slices)))
-        fields, extra = tuple(to.shares.items()), tuple(self._extra.items())
+        # The twin may have less of what is written down, such as neurons.
+        fields, extra = tuple(to.shares.items()), tuple((f, probing.read_field(to.config, f)) for f in self._extra)
         axis = Axis("", self._axis.field, to.size, found[0].slices, (), tuple(found), fields, extra)
         return replace(axis, name=_name(axis, to, self._meta))
 

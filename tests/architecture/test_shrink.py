@@ -171,6 +171,13 @@ def test_a_stream_in_each_layer_is_no_feed_forward_width():
     assert (smaller.config.intermediate_size, smaller.config.true_hidden_size) == (24, 16)
 
 
+def test_a_width_that_many_neurons_follow_from_can_go():
+    """GPT-2 has four times as many unless its config says how many, and the twin of a large one has few."""
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=60, n_embd=264, n_layer=2, n_head=4))
+    smaller = shrink(model, hidden=0.5)
+    assert (smaller.config.n_embd, smaller.config.n_inner) == (132, 1056)
+
+
 def test_two_stacks_need_a_dict(make):
     model = make("t5")
     with pytest.raises(ArchitectureError, match="dict.*num_layers.*num_decoder_layers"):
