@@ -150,19 +150,10 @@ class Tracer:
     ) -> _Chosen | None:
         """Return `chosen` with the fewest parts more that bring a pass further than `reached`."""
         near = self._candidates(chosen, reached, free)
-        tries = itertools.count(1)
-        for number in range(1, min(_TOGETHER, len(near)) + 1):
-            for parts in itertools.combinations(near, number):
-                options = [part.laid_out(len(order)) for part in parts]
-                # All in one order: what is made together is laid out alike.
-                for i in range(max(map(len, options)) if all(options) else 0):
-                    layouts = (found[min(i, len(found) - 1)] for found in options)
-                    more = {**chosen, **dict(zip(parts, layouts, strict=True))}
-                    further = self._progress(more, order)
-                    if further is None or further > reached:
-                        return more
-                    if next(tries) == _TRIES:
-                        return None
+        for more in itertools.islice(_enlarged(chosen, near, len(order)), _TRIES):
+            further = self._progress(more, order)
+            if further is None or further > reached:
+                return more
         return None
 
     def _candidates(self, chosen: _Chosen, reached: tuple[int, bool], free: list[Part]) -> list[Part]:
@@ -231,6 +222,17 @@ class Tracer:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _enlarged(chosen: _Chosen, near: Sequence[Part], size: int) -> Iterator[_Chosen]:
+    """Yield `chosen` with one part more, in each layout, then with two, and so on."""
+    for number in range(1, min(_TOGETHER, len(near)) + 1):
+        for parts in itertools.combinations(near, number):
+            options = [part.laid_out(size) for part in parts]
+            # All in one order: what is made together is laid out alike.
+            for i in range(max(map(len, options)) if all(options) else 0):
+                layouts = (found[min(i, len(found) - 1)] for found in options)
+                yield {**chosen, **dict(zip(parts, layouts, strict=True))}
 
 
 def _with_idle(found: list[Space], idle: Sequence[Part]) -> list[Space]:

@@ -25,6 +25,10 @@ _AUDIO_SAMPLES = 8000
 _FRAMES = 64
 
 
+class OutputsDiffer(ArchitectureError):
+    """A smaller model gives other outputs than the masked one."""
+
+
 def masked_reference(
     model: nn.Module,
     masks: Mapping[str, torch.Tensor],
@@ -102,7 +106,8 @@ def check_equal(shrunk: Any, reference: Any, kept: Mapping[tuple[int, int], Sequ
         kept: (number of channels before, after) -> which ones may have stayed, for outputs that are channels.
 
     Raises:
-        ArchitectureError: if they differ by more than rounding, or no input could be made.
+        OutputsDiffer: if they differ by more than rounding.
+        ArchitectureError: if no input could be made.
     """
     inputs, expected = made_up(reference)
     found = outputs(shrunk, inputs)
@@ -114,7 +119,7 @@ def check_equal(shrunk: Any, reference: Any, kept: Mapping[tuple[int, int], Sequ
         error = float((found[name] - value).abs().max()) if is_same_shape and value.numel() else 0.0
         # `not <=` instead of `>`: NaN must count as different.
         if not is_same_shape or not error <= tolerance * max(scale, 1e-6):
-            raise ArchitectureError(
+            raise OutputsDiffer(
                 f"expected the smaller {type(shrunk).__name__} to give the outputs of the masked model, found {name} "
                 f"different by {error:.2e} at a scale of {scale:.2e}; this architecture does not lay out or use its "
                 "parts as the rules assume, so the model was not changed: keep that size, or report the architecture"

@@ -24,6 +24,7 @@ from hf_compress.architecture.parts import part_side, parts_of
 from hf_compress.architecture.trace import Space, Tracer
 from hf_compress.architecture.twin import Twin, twin_config
 from hf_compress.architecture.units import AxisSlice, UnitGroup
+from hf_compress.architecture.verify import OutputsDiffer
 from hf_compress.errors import ArchitectureError
 
 _CACHE: dict[tuple[type, str], tuple[tuple[Axis, ...], dict[str, str]]] = {}
@@ -267,18 +268,18 @@ def _tried(model: Any, axis: Axis) -> str:
             # Not the first ones: what is cut at the wrong end must show.
             units[group] = blocks[:, -(number // group.blocks) :].flatten()
         plan = Plan(fields=axis.values(size), units=units)
+        differs = (
+            f"a forward pass with fewer channels differs in more than that, as if it used {axis.field} as a number"
+        )
         try:
             check_cut(cut(model, plan, is_saved=False), model, plan)
+        except OutputsDiffer:
+            # Other outputs at one size are other outputs at the next.
+            return differs
         except ArchitectureError as error:
-            reason = (
-                f"a forward pass with fewer channels differs in more than that, as if it used {axis.field} as a number"
-            )
-            if "masked" in str(error):
-                # Other outputs at one size are other outputs at the next.
-                return reason
-            reason = f"{reason} ({error})"
-            continue
-        return ""
+            reason = f"{differs} ({error})"
+        else:
+            return ""
     return reason
 
 
