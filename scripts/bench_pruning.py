@@ -42,7 +42,7 @@ CRITERIA = {
 }
 
 parser = sst2.parser(__doc__, steps=2000, learning_rate=2e-4)
-parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"])
+parser.add_argument("--sparsities", nargs="+", default=["0.8", "0.9"], help="fractions, or N:M")
 weights = [c for c in CRITERIA if c not in ("ffn", "layers") and "uniform" not in c and "regrowth" not in c]
 parser.add_argument("--criteria", nargs="+", default=weights, choices=list(CRITERIA), help="default: of weights")
 HOW = [
@@ -75,11 +75,16 @@ def run(case, seed):
     extra = {} if is_cached else {"teacher": AutoModelForSequenceClassification.from_pretrained(args.dense)}
     extra |= {"unlabeled_dataset": texts} if has_texts else {}
     if isinstance(CRITERIA[name], list):
-        return in_rounds(model, float(sparsity), CRITERIA[name], seed, distillation, extra)
+        return in_rounds(model, sparsity, CRITERIA[name], seed, distillation, extra)
     exclude = () if "structure" in CRITERIA[name] else ("pooler",)
-    pruning = PruningConfig(float(sparsity), exclude=exclude, **CRITERIA[name])
+    pruning = PruningConfig(**amount(sparsity), exclude=exclude, **CRITERIA[name])
     extra["compression"] = CompressionConfig(distillation, pruning)
     return sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, **extra)
+
+
+def amount(sparsity):
+    """Return what asks for a fraction of zeros, or for N:M."""
+    return {"structure": sparsity} if ":" in sparsity else {"sparsity": float(sparsity)}
 
 
 def in_rounds(model, sparsity, shares, seed, distillation, extra):
@@ -90,17 +95,21 @@ def in_rounds(model, sparsity, shares, seed, distillation, extra):
     pruning = PruningConfig(criterion="keep", exclude=("pooler",))
     found = 0.0
     for number, share in enumerate(shares, 1):
-        # The same factor of the weights that are left goes in each round.
-        now = 1 - (1 - sparsity) ** (number / len(shares))
-        model = prune_oneshot(model, OneShotConfig(sparsity=now, scope="sensitivity", refine=20), batches)
+        if ":" in sparsity:
+            goal = {"structure": sparsity}
+        else:
+            # The same factor of the weights that are left goes in each round.
+            goal = {"sparsity": 1 - (1 - float(sparsity)) ** (number / len(shares)), "scope": "sensitivity"}
+        model = prune_oneshot(model, OneShotConfig(**goal, refine=20), batches)
         extra["compression"] = CompressionConfig(distillation, pruning)
         steps = round(share * args.steps)
         found = sst2.score(CompressionTrainer, model, args, seed, tokenizer, data, steps=steps, **extra)
-        print(f"{now:.3f} after {steps} steps: {found:.4f}", flush=True)
+        print(f"{goal} after {steps} steps: {found:.4f}", flush=True)
     return found
 
 
 cases = [f"{s} | {c} | {d}" for s in args.sparsities for c in args.criteria for d in args.distil]
-# Torch's knows no teacher.
+# Torch's knows no teacher and no N:M, which goes in one round.
 cases = [c for c in cases if "torch" not in c or c.endswith("alone")]
+cases = [c for c in cases if ":" not in c or not ("torch" in c or "4 rounds" in c)]
 sst2.table(args, ["dense", *cases], run)
