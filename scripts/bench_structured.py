@@ -9,7 +9,6 @@ import json
 import time
 
 import sst2
-import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from hf_compress import DistillationConfig, DistillationTrainer, OneShotConfig, prune_oneshot
@@ -30,27 +29,6 @@ cache = str(sst2.cached(args, tokenizer, data)) if args.steps else ""
 texts = sst2.unlabeled(args, tokenizer)
 
 
-def batches(seed, size):
-    """Return some training sentences, sorted by length, so that little is padding."""
-    rows = data["train"].shuffle(seed=seed).select(range(args.samples))
-    columns = ["input_ids", "attention_mask", "token_type_ids", "labels"]
-    rows = sorted(({c: r[c] for c in columns} for r in rows), key=lambda r: len(r["input_ids"]))
-    return [dict(collate(rows[i : i + size])) for i in range(0, len(rows), size)]
-
-
-@torch.no_grad()
-def accuracy(model):
-    """Return the fraction of right answers on the sentences put aside."""
-    model.eval()
-    rows = sorted(data["test"], key=lambda r: len(r["input_ids"]))
-    right = 0
-    for i in range(0, len(rows), 64):
-        part = [{c: r[c] for c in ("input_ids", "attention_mask", "labels")} for r in rows[i : i + 64]]
-        batch = collate(part)
-        right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
-    return right / len(rows)
-
-
 def distil(model, what, seed):
     """Train `model` with the dense one as teacher; what is not in the cache is asked of the dense model itself."""
     terms = {"temperature": 2.0, "task_weight": 0.1, "logit_weight": 0.9, "hidden_weight": float("hidden" in what)}
@@ -68,7 +46,7 @@ def run(case, seed):
     """Prune once."""
     model = AutoModelForSequenceClassification.from_pretrained(args.dense)
     if case == "dense":
-        return accuracy(model)
+        return sst2.exact_accuracy(model, data, collate)
     layout, share, criterion, rounds, repair, *how = case.split(" | ")
     begin = time.perf_counter()
     # Heads of BERT go alone in no uniform layout.
@@ -77,13 +55,12 @@ def run(case, seed):
         keep=keep, criterion=criterion, rounds=int(rounds.split()[0]), layout=layout,
         repair=0.01 if repair == "repair" else None,
     )  # fmt: skip
-    smaller = prune_oneshot(model, config, batches(seed, 32))
+    smaller = prune_oneshot(model, config, sst2.sampled(data, collate, seed, args.samples))
     if how:
         distil(smaller, how[0].removeprefix("distilled: "), seed)
     seconds = time.perf_counter() - begin
-    print(
-        json.dumps({"case": case, "seconds": round(seconds, 1), "accuracy": (found := accuracy(smaller))}), flush=True
-    )
+    found = sst2.exact_accuracy(smaller, data, collate)
+    print(json.dumps({"case": case, "seconds": round(seconds, 1), "accuracy": found}), flush=True)
     return found
 
 

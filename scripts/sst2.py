@@ -84,6 +84,27 @@ def score(trainer_class, model, args, seed, tokenizer, data, *, steps=None, **ex
         return trainer.evaluate()["eval_accuracy"]
 
 
+def sampled(data, collate, seed, samples, size=32) -> list[dict]:
+    """Return batches of some training sentences, sorted by length, so that little is padding."""
+    rows = data["train"].shuffle(seed=seed).select(range(samples))
+    columns = ["input_ids", "attention_mask", "token_type_ids", "labels"]
+    rows = sorted(({c: r[c] for c in columns} for r in rows), key=lambda r: len(r["input_ids"]))
+    return [dict(collate(rows[i : i + size])) for i in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def exact_accuracy(model, data, collate) -> float:
+    """Return the fraction of right answers in float32, without a Trainer."""
+    model.eval()
+    rows = sorted(data["test"], key=lambda r: len(r["input_ids"]))
+    right = 0
+    for i in range(0, len(rows), 64):
+        part = [{c: r[c] for c in ("input_ids", "attention_mask", "labels")} for r in rows[i : i + 64]]
+        batch = collate(part)
+        right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
+    return right / len(rows)
+
+
 def table(args, cases, run, leave_out=("data", "dense", "output", "cache", "unlabeled")) -> None:
     """Fill in the runs that are missing, `run(case, seed)` for each, write after each, and print the means."""
     found = json.loads(args.output.read_text())["runs"] if args.output.is_file() else {}
