@@ -57,9 +57,24 @@ def _onnx(quantization: str | None, batches: Sequence[Batch]) -> Any:
         # Embeddings are gathered from 8 bits too.
         return OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)))
     # Products of activations with each other, as in attention, would be rounded twice and run slower.
-    options = {"MatMulConstBOnly": True}
+    options: dict[str, Any] = {"MatMulConstBOnly": True}
     static = OnnxRuntimeStaticConfig(op_types_to_quantize=_MULTIPLIES, per_channel=True, extra_options=options)
-    return OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(static, list(batches)))
+
+    class Quantizer(OnnxRuntimeQuantizer):
+        """Gives convolutions 7 bits: pairs of products of 8 overflow the 16 of processors without VNNI.
+
+        A network of five lost 5.5 points of Fashion-MNIST there, with 7 bits 0.5. Products of matrices hardly overflow
+        and lose more by 7 bits: MiniLM's outputs lay 0.59 instead of 0.51 from the model's.
+        """
+
+        def quantize(self, model: Any, *args: Any) -> Any:
+            weights = [n.inputs[1] for graph in model.graphs() for n in graph if n.op_type == "Conv"]
+            options["TensorQuantOverrides"] = {
+                w.name: [{"axis": 0, "reduce_range": True}] for w in weights if w.is_initializer()
+            }
+            return super().quantize(model, *args)
+
+    return OnnxConfig(dynamic=True, quantizer=Quantizer(static, list(batches)))
 
 
 def _forget_traces(folder: Path) -> None:

@@ -84,6 +84,24 @@ def test_in_8_bit_it_is_near_and_smaller(tmp_path, make, quantization, format):
     assert weights < 0.5 * sum(p.numel() * 4 for p in model.parameters())
 
 
+def test_pairs_of_products_of_convolutions_fit_16_bits_as_processors_without_vnni_add_them(tmp_path):
+    needs("onnx", quantized=True)
+    import onnx
+
+    model = resnet()
+    folder = export(model, "onnx", tmp_path / "out", quantization="static", batches=[dummy_inputs(model, 4, 32)])
+    graph = onnx.load(folder / "model.onnx").graph
+    codes = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    unpacked = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    largest = {
+        kind: [abs(codes[unpacked[n.input[1]]].astype(int)).max() for n in graph.node if n.op_type == kind]
+        for kind in ("Conv", "Gemm")
+    }
+    assert len(largest["Conv"]) > 1
+    assert all(2 * 255 * code < 2**15 for code in largest["Conv"])
+    assert all(code == 127 for code in largest["Gemm"])
+
+
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_static_ranges_are_those_of_exactly_the_samples_given(tmp_path, format, monkeypatch):
     needs(format, quantized=True)
