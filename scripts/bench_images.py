@@ -41,7 +41,7 @@ SPARSITIES = (0.9, 0.95, 0.98)
 CASES = [
     *(f"{s} | {how}" for s in STUDENTS for how in LEARNT),
     *(f"{s} | {how}" for s in SPARSITIES for how in ("torch.nn.utils.prune", "alone", "distilled")),
-    "0.75 | distilled", "0.75 | distilled, int8",
+    "0.75 | distilled", "0.75 | distilled, int8", "dense | int8",
 ]  # fmt: skip
 # The default and others.
 PRUNED = {
@@ -158,6 +158,8 @@ def run(case, seed):
     if case == "dense":
         return accuracy(teacher)
     name, how = case.split(" | ")
+    if name == "dense":
+        return accuracy_in_8_bit(teacher)
     set_seed(seed)
     if name in STUDENTS:
         learnt = {"compression": CompressionConfig(TERMS[how]), "teacher": teacher} if how in TERMS else {}
@@ -168,8 +170,11 @@ def run(case, seed):
         prune.global_unstructured(matrices, prune.L1Unstructured, amount=float(name))
         return accuracy(train(model, seed, args.pruning_epochs, 1e-3, trainer_class=Trainer))
     model = pruned(float(name), seed, how.removesuffix(", int8"))
-    if "int8" not in how:
-        return accuracy(model)
+    return accuracy_in_8_bit(model) if "int8" in how else accuracy(model)
+
+
+def accuracy_in_8_bit(model):
+    """Return the accuracy of the same model exported."""
     with tempfile.TemporaryDirectory() as folder:
         samples = [{"pixel_values": training.pixels[i : i + 50]} for i in range(0, 500, 50)]
         exported = export(model, "onnx", Path(folder) / "int8", quantization="static", batches=samples)
