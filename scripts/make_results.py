@@ -29,7 +29,9 @@ target that was missed says so.
 Some of this was trained before gradients of weights that are gone for good were kept out of clipping
 (`max_grad_norm`): on SST-2, under "Single weights" and "Defaults of gradual pruning", the rows of magnitude and those
 without regrowth, but for the table beside torch.nn.utils.prune; the healed language models; "Every task once". On
-digits, run again, rows with regrowth and of whole neurons came out the same to the last digit.
+digits, run again, rows with regrowth and of whole neurons came out the same to the last digit. ONNX Runtime's static
+8 bit of networks with convolutions (MNIST, cifar10, fashion-mnist, spoken-digits) is older than the 7 bits that these
+get there now.
 """
 
 
@@ -122,17 +124,22 @@ def lost_table(name: str, head: str, targets: Mapping[str, float]) -> str:
 
 def single_weights() -> str:
     """Gradual pruning in the Trainer."""
-    targets = {"0.8 | platon | distilled": -0.4, "0.9 | platon | distilled": -1.5}
+    targets = {
+        "0.8 | platon | distilled": -0.4,
+        "0.9 | platon | distilled": -1.5,
+        "2:4 | sparsegpt, 1 round | distilled": -0.2,
+    }
     parts = []
-    for name in ("pruning_sst2", "pruning_sst2_long"):
+    for name in ("pruning_sst2", "pruning_sst2_long", "pruning_sst2_nm"):
         content = load(name)
         dense = percent(content["runs"]["dense"])
         parts.append(f"{content['settings']['steps']:,} steps of 32 sentences; D = {dense} %:")
         parts.append(lost_table(name, "sparsity, criterion, teacher", targets))
     return "\n\n".join(
         [
-            "Single weights of MiniLM's encoder.", *parts, beside_torch(),
-            link("pruning_sst2", "pruning_sst2_long", "pruning_sst2_torch", "scores_sst2"),
+            "Single weights of MiniLM's encoder; N:M by `prune_oneshot` and then trained with its zeros held.",
+            *parts, beside_torch(),
+            link("pruning_sst2", "pruning_sst2_long", "pruning_sst2_nm", "pruning_sst2_torch", "scores_sst2"),
         ]
     )  # fmt: skip
 
@@ -168,7 +175,8 @@ def dense_model() -> str:
     content = load("dense_sst2")
     rows = [[name, case["data"], ", ".join(f"{100 * v:.2f}" for v in case["machines"].values())]
             for name, case in content["cases"].items()]  # fmt: skip
-    best = max(v for case in content["cases"].values() for v in case["machines"].values())
+    latest = load("pruning_sst2_nm")["runs"]["dense"]["0"]
+    best = max(latest, *(v for case in content["cases"].values() for v in case["machines"].values()))
     once, again = dense_stages("dense_sst2_seeds"), dense_stages("dense_sst2_again")
     missed = 100 * (content["target"] - best)
     return "\n\n".join([
@@ -178,12 +186,14 @@ def dense_model() -> str:
         "seeds of everything at once from whole sentences, those of sst2-smallest from these in bfloat16. That stage "
         "starts from the third, and from the one process; in bfloat16 from that in bfloat16:",
         table(["stage", "data", "accuracy, %"], rows),
-        f"Target {100 * content['target']:g} %: missed, by the best of these by {missed:.2f}.",
+        f"`phrases` in float32, one process, on an eighth machine: {100 * latest:.2f} %; 2:4 and the comparison with "
+        f"Torch-Pruning start from that. Target {100 * content['target']:g} %: missed, by the best of all by "
+        f"{missed:.2f}.",
         "By one command, `dense_sst2.py --seeds 42 43 44`, bfloat16, on a sixth machine; `aside` are those 2,000:",
         table(["stage", "accuracy, %", "aside, %"], once),
         "The same with `--seeds 42` on a seventh; from its phrases start the units removed over three seeds:",
         table(["stage", "accuracy, %", "aside, %"], again),
-        link("dense_sst2", "dense_sst2_seeds", "dense_sst2_again"),
+        link("dense_sst2", "dense_sst2_seeds", "dense_sst2_again", "pruning_sst2_nm"),
     ])  # fmt: skip
 
 
@@ -367,11 +377,16 @@ def peers() -> str:
         measured = [f"{run['perplexity']:.2f}", f"{run['seconds']:.0f}", f"{run['over_model_mb']:.0f}"]
         rows.append([run["tool"], method, run["amount"], *measured])
     steps = load("bench_trainer_peers")["ratio"]
+    structured = load("peers_structured")["runs"]
     return "\n\n".join([
         "One-shot pruning: " + content["quality"]["model"] + ".", table(head, rows),
+        "Heads and neurons of MiniLM removed without training, SST-2, by the same 1,024 sentences in six steps, each "
+        "ranked over all layers (Torch-Pruning's `global_pruning` and `isomorphic`; bookkeeping of heads by hand); "
+        f"D = {percent(structured['dense'])} %:",
+        lost_table("peers_structured", "kept, tool", {}),
         "A training step of MiniLM, 32 x 32 tokens, against the stock Trainer's (distillation: and teacher's pass):",
         table(["what", "time"], [[k, f"x{v:.3f}"] for k, v in steps.items()]),
-        link("peers_oneshot", "bench_trainer_peers", "head_cpu_384", "head_cpu_768", "select_cpu"),
+        link("peers_oneshot", "peers_structured", "bench_trainer_peers", "head_cpu_384", "head_cpu_768", "select_cpu"),
     ])  # fmt: skip
 
 
@@ -402,8 +417,8 @@ def fashion() -> str:
         missed = f"missed by {more[name] - gained:.2f}"
         students.append([name, percent(labels), percent(distilled), f"{gained:+.2f}",
                          f"+{more[name]:g}: {'reached' if round(gained, 2) >= more[name] else missed}"])  # fmt: skip
-    targets = {"0.9 | distilled": -0.1, "0.95 | distilled": -0.4, "0.98 | distilled": -1.2,
-               "0.75 | distilled, int8": -0.05}  # fmt: skip
+    targets = {"0.9 | distilled": -0.1, "0.95 | distilled": -0.4, "0.98 | distilled": -1.2}
+    fewer = load("images_three_quarters")["runs"]["dense"]
     zeros = []
     for case in sorted(c for c in runs if c[0] == "0"):
         lost = points(runs[case], dense)
@@ -420,13 +435,16 @@ def fashion() -> str:
         "largest of all layers stay) in the stock Trainer, or gradually by the Trainer's default, alone or distilled "
         "from itself as it was:",
         table(["zeros", "how", "accuracy, %", "points", "target"], zeros),
+        "Three quarters of them zero, and ONNX Runtime's static 8 bit, untrained, on a processor without VNNI, where "
+        f"pairs of products of 8 bits overflow, so that convolutions get 7 now; D = {percent(fewer)} %:",
+        lost_table("images_three_quarters", "zeros", {"dense | int8": -0.05}),
         "What the teacher's terms should be, on 1,500 training images put aside, where less than 0.7 points may be "
         "chance: `distilled` has the default (T 2, weights 0.5 and 0.5).",
         runs_table("images_terms", 100, head="accuracy, %"),
         "What the criterion should be, on the same images: `alone` is the default, PLATON over all weights until 0.65 "
         "of the steps; magnitude at once is what torch.nn.utils.prune does:",
         runs_table("images_criteria", 100, head="accuracy, %"),
-        link("images_fashion", "images_terms", "images_criteria"),
+        link("images_fashion", "images_three_quarters", "images_terms", "images_criteria"),
     ])  # fmt: skip
 
 
