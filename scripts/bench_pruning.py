@@ -95,11 +95,10 @@ def in_rounds(model, sparsity, shares, seed, distillation, extra):
     pruning = PruningConfig(criterion="keep", exclude=("pooler",))
     found = 0.0
     for number, share in enumerate(shares, 1):
-        if ":" in sparsity:
-            goal = {"structure": sparsity}
-        else:
+        goal = amount(sparsity)
+        if "sparsity" in goal:
             # The same factor of the weights that are left goes in each round.
-            goal = {"sparsity": 1 - (1 - float(sparsity)) ** (number / len(shares)), "scope": "sensitivity"}
+            goal = {"sparsity": 1 - (1 - goal["sparsity"]) ** (number / len(shares)), "scope": "sensitivity"}
         model = prune_oneshot(model, OneShotConfig(**goal, refine=20), batches)
         extra["compression"] = CompressionConfig(distillation, pruning)
         steps = round(share * args.steps)

@@ -6,7 +6,9 @@ neurons, ranked over all layers (Torch-Pruning: `global_pruning` and `isomorphic
 compete), in six steps. What is left of the encoder's weights is printed and checked.
 """
 
+import argparse
 import json
+from pathlib import Path
 
 import sst2
 import torch
@@ -85,7 +87,12 @@ def run(case, seed):
     return found
 
 
-parser = sst2.parser(__doc__, steps=0, learning_rate=0.0)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet and validation.parquet")
+parser.add_argument("--dense", required=True, help="folder of the fine-tuned model, as dense_sst2.py makes it")
+parser.add_argument("--output", type=Path, required=True)
+parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+parser.add_argument("--held-out", action="store_true", help="score on training data put aside, for choices")
 parser.add_argument("--samples", type=int, default=1024)
 parser.add_argument("--keep", nargs="+", default=["0.5", "0.333"])
 parser.add_argument("--tools", nargs="+", default=TOOLS, choices=TOOLS)

@@ -84,12 +84,12 @@ def score(trainer_class, model, args, seed, tokenizer, data, *, steps=None, **ex
         return trainer.evaluate()["eval_accuracy"]
 
 
-def sampled(data, collate, seed, samples, size=32) -> list[dict]:
-    """Return batches of some training sentences, sorted by length, so that little is padding."""
+def sampled(data, collate, seed, samples) -> list[dict]:
+    """Return batches of 32 of some training sentences, sorted by length, so that little is padding."""
     rows = data["train"].shuffle(seed=seed).select(range(samples))
     columns = ["input_ids", "attention_mask", "token_type_ids", "labels"]
     rows = sorted(({c: r[c] for c in columns} for r in rows), key=lambda r: len(r["input_ids"]))
-    return [dict(collate(rows[i : i + size])) for i in range(0, len(rows), size)]
+    return [dict(collate(rows[i : i + 32])) for i in range(0, len(rows), 32)]
 
 
 @torch.no_grad()
