@@ -162,10 +162,10 @@ def defaults() -> str:
         "What `PruningConfig` does unless told otherwise was chosen by these, on data put aside for choices. Single "
         "weights are ranked by PLATON over all targets (`platon, global`; on MiniLM `platon, no regrowth`), units by "
         "Taylor. A vision transformer of 0.2 M parameters on scikit-learn's digits, pruned without a teacher:",
-        runs_table("defaults_digits", 100, head="accuracy, %"),
+        runs_table("defaults_digits"),
         f"MiniLM's encoder on SST-2, {sst2['settings']['steps']} steps, a short run, without a teacher, on 2,000 "
         "training phrases put aside:",
-        runs_table("defaults_sst2", 100, head="accuracy, %"),
+        runs_table("defaults_sst2"),
         link("defaults_digits", "defaults_sst2"),
     ])  # fmt: skip
 
@@ -358,13 +358,54 @@ def without_training() -> str:
     return "\n\n".join([text, table(head, rows), plain, link("structured_sst2_per_layer", "structured_sst2_uniform")])
 
 
-def runs_table(name: str, factor: float = 1.0, digits: int = 2, key: str = "", head: str = "") -> str:
-    """Return the table of a file with runs by case and seed."""
+def runs_table(name: str) -> str:
+    """Return the accuracies of a file with runs by case and seed."""
+    return table(["case", "accuracy, %"], [[case, percent(found)] for case, found in load(name)["runs"].items()])
+
+
+# Factors of the perplexity of float32.
+NF4_TARGETS = {"nf4": 1.02, "nf4, zero, trained": 1.005, "nf4, loftq, trained": 1.005}
+
+
+def characters() -> str:
+    """A small character model that learns from a larger one."""
+    runs = {case: list(found.values()) for case, found in load("distillation_lm")["runs"].items()}
+    plain = statistics.mean(runs["plain"])
     rows = []
-    for case, found in load(name)["runs"].items():
-        values = [v[key] if key else v for v in found.values()]
-        rows.append([case, spread(values, factor, digits)])
-    return table(["case", head], rows)
+    for case, values in runs.items():
+        gained, is_taught = statistics.mean(values) - plain, case not in ("teacher", "plain")
+        said = "-0.03: " + ("reached" if round(gained, 3) <= -0.03 else f"missed by {gained + 0.03:.3f}")
+        rows.append([case, spread(values, digits=3), f"{gained:+.3f}", said if is_taught else ""])
+    head = ["case", "validation loss, nats", "beside plain", "target"]
+    return "\n\n".join([table(head, rows), link("distillation_lm")])
+
+
+def ratio_table(name: str, targets: Mapping[str, float]) -> str:
+    """Return perplexities and how they stand to the dense model's, by case, with targets reached or missed."""
+    runs = {case: [v["perplexity"] for v in found.values()] for case, found in load(name)["runs"].items()}
+    (first, dense), *others = runs.items()
+    rows = [[first, spread(dense), "", ""]]
+    for case, values in others:
+        ratio = statistics.mean(values) / statistics.mean(dense)
+        bound = targets.get(case)
+        said = "reached" if bound and round(ratio, 3) <= bound else "missed"
+        rows.append([case, spread(values), f"x{ratio:.3f}", f"x{bound:g}: {said}" if bound else ""])
+    return table(["case", "perplexity", "beside " + first, "target"], rows)
+
+
+def weights_of_language_models() -> str:
+    """Single weights of the small Llama: untrained, and healed."""
+    amounts = {"0.5": (1.03, 1.005), "2:4": (1.05, 1.02), "0.7": (1.17, 1.05)}
+    untrained = {f"{a} | sparsegpt, refined": bounds[0] for a, bounds in amounts.items()}
+    healed = {f"{a} | {c} | 250 steps healed": bounds[1]
+              for a, bounds in amounts.items() for c in ("sparsegpt", "sparsegpt, refined")}  # fmt: skip
+    return "\n\n".join([
+        "`sparsegpt, refined` is the default of `prune_oneshot`.",
+        ratio_table("oneshot_wikitext", untrained),
+        "Healed: distilled from the dense model with the zeros held.",
+        ratio_table("oneshot_wikitext_healed", healed),
+        link("oneshot_wikitext", "oneshot_wikitext_healed"),
+    ])  # fmt: skip
 
 
 def peers() -> str:
@@ -442,10 +483,10 @@ def fashion() -> str:
         lost_table("images_three_quarters", "zeros", {"0.75 | distilled, int8": -0.05}),
         "What the teacher's terms should be, on 1,500 training images put aside, where less than 0.7 points may be "
         "chance: `distilled` has the default (T 2, weights 0.5 and 0.5).",
-        runs_table("images_terms", 100, head="accuracy, %"),
+        runs_table("images_terms"),
         "What the criterion should be, on the same images: `alone` is the default, PLATON over all weights until 0.65 "
         "of the steps; magnitude at once is what torch.nn.utils.prune does:",
-        runs_table("images_criteria", 100, head="accuracy, %"),
+        runs_table("images_criteria"),
         link("images_fashion", "images_three_quarters", "images_terms", "images_criteria"),
     ])  # fmt: skip
 
@@ -566,38 +607,28 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "Defaults of gradual pruning": defaults,
         "Heads and neurons without training": without_training,
         "Heads and neurons, trained": units,
-        "3 of 6 layers, distilled": lambda: "\n\n".join(
-            [runs_table("distillation_sst2", 100, head="accuracy, %"), link("distillation_sst2")]
-        ),
+        "3 of 6 layers, distilled": lambda: "\n\n".join([runs_table("distillation_sst2"), link("distillation_sst2")]),
     },
     "Language models": {
         "A Llama of 6.5 M parameters on WikiText-2, in few bits": lambda: "\n\n".join(
             [record_table("quantization_wikitext", "perplexity"), link("quantization_wikitext")]
         ),
         "Few bits, recovered": lambda: "\n\n".join(
-            [runs_table("recovery_wikitext", key="perplexity", head="perplexity"), link("recovery_wikitext")]
+            [ratio_table("recovery_wikitext", NF4_TARGETS), link("recovery_wikitext")]
         ),
-        "Single weights without training": lambda: "\n\n".join(
-            [
-                runs_table("oneshot_wikitext", key="perplexity", head="perplexity"),
-                runs_table("oneshot_wikitext_healed", key="perplexity", head="perplexity"),
-                link("oneshot_wikitext", "oneshot_wikitext_healed"),
-            ]
-        ),
+        "Single weights without training": weights_of_language_models,
         "Neurons, heads, layers, width": lambda: "\n\n".join(
-            [runs_table("structured_wikitext", key="perplexity", head="perplexity"), link("structured_wikitext")]
+            [ratio_table("structured_wikitext", {}), link("structured_wikitext")]
         ),
         "Llamas of 260 thousand parameters that tell stories": lambda: "\n\n".join(
             [
                 "Trained on text that the model itself made up, scored on five real stories. Three of its four heads "
                 "are no legal number, so all stay; of five layers two.",
-                runs_table("structured_stories", key="perplexity", head="perplexity"),
+                ratio_table("structured_stories", {}),
                 link("structured_stories"),
             ]
         ),  # fmt: skip
-        "A character model of tiny-shakespeare, 4 times smaller": lambda: "\n\n".join(
-            [runs_table("distillation_lm", digits=3, head="validation loss, nats"), link("distillation_lm")]
-        ),
+        "A character model of tiny-shakespeare, 7.5 times smaller": characters,
     },
     "Images and tables": {"The textbook's cases": other_data, "Small networks on Fashion-MNIST": fashion},
     "Recipes, each one command, with cards": recipes(),
