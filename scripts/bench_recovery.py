@@ -16,7 +16,14 @@ from hf_compress import QuantizationConfig, merge_recovered, quantize, recovery_
 from hf_compress.measurement.load import load_model
 from hf_compress.measurement.perplexity import perplexity
 
+CASES = [
+    "float32", "nf4", "nf4, loftq", "nf4, zero, trained", "nf4, loftq, trained", "int4", "int4, aware, observed",
+    "int4, aware, learned",
+]  # fmt: skip
 parser = wikitext.parser(__doc__, learning_rate=1e-3)
+parser.add_argument(
+    "--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE", help="an unknown one lists them"
+)
 parser.add_argument("--steps", type=int, default=250)
 parser.add_argument("--rank", type=int, default=16)
 parser.add_argument("--aware-learning-rate", type=float, default=2e-4)
@@ -77,5 +84,4 @@ def run(case, seed):
     return {**found, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-cases = ["float32", "nf4", "nf4, loftq", "nf4, zero, trained", "nf4, loftq, trained", "int4"]
-wikitext.table(args, [*cases, "int4, aware, observed", "int4, aware, learned"], run)
+wikitext.table(args, args.cases, run)

@@ -92,7 +92,7 @@ def table(args, cases, run):
                 continue
             found[case][str(seed)] = run(case, seed)
             print(case, seed, found[case][str(seed)], flush=True)
-            settings = {k: v for k, v in vars(args).items() if k not in ("model", "data", "output")}
+            settings = {k: v for k, v in vars(args).items() if k not in ("model", "data", "output", "cases")}
             place = {**environment(), "bf16": fast_arguments()["bf16"]}
             content = {"settings": settings, "environment": place, "runs": found}
             args.output.write_text(json.dumps(content, indent=2))
