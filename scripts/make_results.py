@@ -389,10 +389,14 @@ def characters() -> str:
     rows = []
     for case, values in runs.items():
         gained, is_taught = statistics.mean(values) - plain, case not in ("teacher", "plain")
-        said = "-0.03: " + ("reached" if round(gained, 3) <= -0.03 else f"missed by {gained + 0.03:.3f}")
+        said = "-0.08: " + ("reached" if round(gained, 3) <= -0.08 else f"missed by {gained + 0.08:.3f}")
         rows.append([case, spread(values, digits=3), f"{gained:+.3f}", said if is_taught else ""])
     head = ["case", "validation loss, nats", "beside plain", "target"]
-    return "\n\n".join([table(head, rows), link("distillation_lm")])
+    told = (
+        "The target is that of short schedules; of long ones, where plain training comes far too, -0.03 to -0.05 are "
+        "expected."
+    )
+    return "\n\n".join([table(head, rows), told, link("distillation_lm")])
 
 
 def ratio_table(name: str, targets: Mapping[str, float]) -> str:
@@ -500,7 +504,7 @@ def fashion() -> str:
         lost_table("images_three_quarters", "zeros", {"0.75 | distilled, int8": -0.05}),
         "On a processor with VNNI the whole network has, of "
         f"{percent(quick['dense'])} %, {percent(quick['dense | int8'])} with 7 bits and "
-        f"{percent(quick['dense | int8, convolutions in 8 bits'])} with 8.",
+        f"{percent(quick['dense | int8, convolutions in 8 bits'])} with 8, by the code before.",
         "What the teacher's terms should be, on 1,500 training images put aside, where less than 0.7 points may be "
         "chance: `distilled` has the default (T 2, weights 0.5 and 0.5).",
         runs_table("images_terms"),

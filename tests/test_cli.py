@@ -85,12 +85,11 @@ def test_sequence_to_sequence_models_are_pruned_on_plain_text(tmp_path):
 
 
 def test_two_processes_prune_one_folder_together(tmp_path):
-    torch.manual_seed(0)
     source, text = language.save_model(tmp_path / "model"), tmp_path / "my.txt"
     text.write_text(language.text())
-    options = ["--text", str(text), "--sparsity", "0.5", "--length", "16", "--samples"]
-    for name, samples in (("one", "16"), ("half", "8")):
-        assert main(["prune", str(source), str(tmp_path / name), *options, samples]) == 0
+    # Wanda only chooses: the least squares of SparseGPT amplify the rounding of sums in another order.
+    options = ["--text", str(text), "--sparsity", "0.5", "--criterion", "wanda", "--samples", "16", "--length", "16"]
+    assert main(["prune", str(source), str(tmp_path / "one"), *options]) == 0
     launch = [
         sys.executable,
         "-m",
@@ -102,19 +101,12 @@ def test_two_processes_prune_one_folder_together(tmp_path):
         "hf_compress",
     ]
     done = subprocess.run(
-        [*launch, "prune", str(source), str(tmp_path / "two"), *options, "16"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [*launch, "prune", str(source), str(tmp_path / "two"), *options], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    one, half, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "half", "two"))
-
-    def distance(other):
-        pairs = [(w, other.get_parameter(n)) for n, w in one.named_parameters() if w.ndim > 1]
-        return sum(float((a - b).norm() / a.norm()) for a, b in pairs) / len(pairs)
-
-    # An untrained model's least squares are ill-conditioned: noise of 1e-7 in its weights moves the result by 0.2 to
-    # 2 %, and the rows of one process alone by 17 %.
-    assert distance(two) < distance(half) / 2
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    for name, weight in one.named_parameters():
+        assert torch.allclose(weight, two.get_parameter(name), atol=1e-4), name
     settings = json.loads((tmp_path / "two" / "oneshot.json").read_text())["calibration"]
     assert (settings["samples"], settings["processes"]) == (16, 2)
 
